@@ -1,0 +1,66 @@
+# Every target sets up what it needs: only Python 3.11 or newer and make are taken for granted.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench-echo constraints clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(DEMO)  ## Start the embedded stack, run the main job on real images, stop everything
+	$(BIN)/headrace demo $(ARGS)
+
+test: $(DEV)  ## Run the whole suite (ARGS="-k name" narrows it; KAFKA_HOME adds Apache Kafka)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV)  ## Format, lint, types, import contracts, file sizes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/loq
+
+format: $(DEV)  ## Format the sources and apply the safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-echo: $(DEV)  ## Measure echoed requests/s and latency; writes build/bench/echo.json
+	$(BIN)/python -m benchmarks.echo $(ARGS)
+
+constraints: $(DEV)  ## Pin the newest allowed versions in constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra cpu --extra embedded --extra gateway --extra dev \
+	  --no-annotate --no-header --no-emit-index-url --output-file constraints.txt
+
+clean:  ## Remove the environment, caches and build outputs
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .loq_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip fetches uv, uv does the rest in a fraction of the time; where uv cannot run, pip does it all.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headrace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/.bootstrapped: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || true
+	@touch $@
+
+define install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/.bootstrapped
+	$(call install,cpu$(comma)embedded)
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/.bootstrapped
+	$(call install,dev$(comma)cpu$(comma)embedded)
+	@touch $(DEMO) $@
+
+comma := ,

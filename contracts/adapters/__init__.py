@@ -1,0 +1,1 @@
+"""The only doors to aiokafka and redis: foreign words and errors are translated here."""

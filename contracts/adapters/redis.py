@@ -1,0 +1,235 @@
+"""The only door to redis-py.
+
+Every operation on shared state is one Lua script: it runs alone on the server, reads the server's clock, and answers a
+business refusal with a code. Scripts are idempotent, but a client that retries by itself would hide how long a call
+took, and a lease is only as good as that knowledge: so there are no client retries, and a call that is not answered in
+a second fails with TransportError. The caller decides whether to call again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple, Self, TypeVar, cast, get_args
+
+import msgspec
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from contracts.errors import ConfigurationError, TransportError
+from contracts.pool import Code, Refusal
+from contracts.settings import RedisSettings
+
+_T = TypeVar("_T")
+_USES = re.compile(r"^-- uses: (.+)$", re.MULTILINE)
+_CODES = frozenset(get_args(Code))
+Argument = str | int | bytes
+DEFAULT_TIMEOUT_SECONDS = 1.0  # an eighth of the shortest time in which a missed renewal matters
+_MAX_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua operation with the shared parts that its header names."""
+
+    name: str
+    source: str
+    sha: str
+
+
+class StreamEntry(NamedTuple):
+    """One entry of a stream."""
+
+    id: str
+    fields: dict[str, str]
+
+
+@cache
+def script(name: str) -> Script:
+    """Load an operation from the package's Lua files."""
+    folder = resources.files("contracts.adapters") / "lua"
+    body = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    found = _USES.search(body)
+    used = [] if found is None or found[1].startswith("(") else found[1].split(", ")
+    parts = [(folder / f"_{part}.lua").read_text(encoding="utf-8") for part in used]
+    source = "\n".join([*parts, body])
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def script_names() -> list[str]:
+    """All operations, without the shared parts."""
+    folder = resources.files("contracts.adapters") / "lua"
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua") and not name.startswith("_"))
+
+
+class RedisDoor:
+    """A connection to Redis under one key prefix. Safe to share between tasks of one event loop."""
+
+    def __init__(self, url: str, *, prefix: str, timeout_seconds: float) -> None:
+        self.prefix = prefix
+        self._timeout_seconds = timeout_seconds
+        try:
+            # Blocking reads wait as long as they are told to; each call has its own connection of the second client.
+            self._client = _client(url, timeout_seconds, timeout_seconds)
+            self._blocking = _client(url, None, timeout_seconds)
+        except ValueError:
+            message = (
+                "the Redis URL cannot be used; write redis://[user:password@]host:port/database, or rediss:// for TLS"
+            )
+            raise ConfigurationError(message) from None  # the cause may quote a part of the password
+
+    @classmethod
+    async def open(
+        cls, url: str, *, prefix: str = "headrace", timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    ) -> Self:
+        """Connect and see that the server answers; raises TransportError."""
+        door = cls(url, prefix=prefix, timeout_seconds=timeout_seconds)
+        try:
+            await door.command("PING")
+        except BaseException:
+            await door.close()
+            raise
+        return door
+
+    @classmethod
+    async def from_settings(cls, settings: RedisSettings) -> Self:
+        """Connect as the settings say; raises TransportError."""
+        return await cls.open(settings.url.get_secret_value(), prefix=settings.prefix)
+
+    async def close(self) -> None:
+        """Close all connections; idempotent."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._client.aclose()
+        with contextlib.suppress(RedisError, OSError):
+            await self._blocking.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def command(self, *args: Argument) -> Any:
+        """Run one plain command; texts come back as str."""
+        with _translated():
+            return text(await _execute(self._client, *args))
+
+    async def call(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> list[Any]:
+        """Run a script that answers with a list."""
+        reply = text(await self._evaluate(operation, keys, args))
+        if not isinstance(reply, list):
+            message = f"{operation.name} answered {reply!r}"
+            raise TransportError(message)
+        return reply
+
+    async def call_packed(self, operation: Script, keys: Sequence[str], args: Sequence[Argument], kind: type[_T]) -> _T:
+        """Run a script that answers with one msgpack value of type `kind`."""
+        reply = await self._evaluate(operation, keys, args)
+        try:
+            return msgspec.msgpack.decode(cast("bytes", reply), type=kind)
+        except msgspec.MsgspecError as exc:
+            message = f"{operation.name} answered something unreadable: {exc}"
+            raise TransportError(message) from exc
+
+    async def _evaluate(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> object:
+        with _translated():
+            try:
+                return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
+            except NoScriptError:
+                # It did not run, so loading it and running it once is safe.
+                await _execute(self._client, "SCRIPT LOAD", operation.source)
+                return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
+
+    async def server_unix_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = await self.command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def last_id(self, stream: str) -> str:
+        """The id of a stream's newest entry, to follow from; "0-0" when it is empty."""
+        newest = await self.command("XREVRANGE", stream, "+", "-", "COUNT", 1)
+        return str(newest[0][0]) if newest else "0-0"
+
+    async def read_range(self, stream: str, first: str) -> list[StreamEntry]:
+        """The entries from an id (inclusive) on."""
+        return [_entry(raw) for raw in await self.command("XRANGE", stream, first, "+")]
+
+    async def read_stream(self, stream: str, after: str, *, block_ms: int, count: int = 1000) -> list[StreamEntry]:
+        """Entries after an id, waiting up to `block_ms` for the first; no wait for 0. Empty when none came."""
+        args: list[Argument] = ["XREAD", "COUNT", count]
+        client = self._client
+        if block_ms > 0:
+            args += ["BLOCK", block_ms]
+            client = self._blocking
+        with _translated():
+            async with asyncio.timeout(block_ms / 1000 + self._timeout_seconds):
+                reply = text(await _execute(client, *args, "STREAMS", stream, after))
+        if not reply:
+            return []
+        return [_entry(raw) for raw in reply[0][1]]
+
+
+def refusal_of(reply: Sequence[Any]) -> Refusal | None:
+    """The refusal that a script answered with, or None when the first element says OK."""
+    if reply[0] == "OK":
+        return None
+    if reply[0] not in _CODES:
+        message = f"unknown answer {reply[0]!r} from a script"
+        raise TransportError(message)
+    return Refusal(cast("Code", reply[0]), str(reply[1]) if len(reply) > 1 and isinstance(reply[1], str) else "")
+
+
+def text(value: Any) -> Any:
+    """Bytes to str in a reply, however deep."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [text(element) for element in value]
+    return value
+
+
+def pairs(flat: Sequence[str]) -> dict[str, str]:
+    """A flat field, value, field, value… list as a dict."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _entry(raw: Sequence[Any]) -> StreamEntry:
+    return StreamEntry(str(raw[0]), pairs(raw[1]))
+
+
+def _client(url: str, timeout: float | None, connect_timeout: float) -> Redis:
+    connections = BlockingConnectionPool.from_url(
+        url,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=connect_timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=connect_timeout,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        protocol=2,
+    )
+    client = Redis.from_pool(connections)
+    client.response_callbacks.clear()  # replies as the server sent them, whatever this version of the library makes of them
+    return client
+
+
+async def _execute(client: Redis, *args: Argument) -> object:
+    return cast("object", await client.execute_command(*args))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as exc:
+        message = f"Redis failed: {type(exc).__name__}: {exc}"
+        raise TransportError(message) from exc

@@ -1,0 +1,242 @@
+"""Records to messages and back: the only door to msgpack.
+
+Decoding is typed, so what a record costs is in proportion to its bytes: unknown fields are skipped without being built,
+and tensors stay views of the record. Whatever is wrong with a record surfaces as InvalidRequest, whose text never
+quotes the record. Headers first: `decode_headers` needs nothing of the body, so that a record whose body is rubbish can
+still be answered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from contracts.errors import InvalidRequest
+from contracts.messages import (
+    DEFAULT_TTL_MS,
+    MAX_TTL_MS,
+    WIRE_MAJOR,
+    WIRE_VERSION,
+    ReplyAddress,
+    RequestBody,
+    RequestHeaders,
+    Response,
+    ResponseBody,
+    Status,
+)
+from contracts.names import MAX_VERSION, is_name, is_request_id
+from contracts.tensors import Tensor
+
+Headers = Iterable[tuple[str, bytes | None]]
+"""Record headers as they are read; a header's value may be null."""
+
+MAX_INLINE_BYTES = 256 * 1024
+"""Bodies up to this travel in the record; brokers refuse records above 1 MiB by default."""
+MAX_TENSORS = 64
+MAX_PARTITION = 1_000_000
+MAX_ATTEMPTS = 1_000
+PRIORITIES = ("high", "normal", "low")
+
+_address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,64})")
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(RequestBody)
+_response_decoder = msgspec.msgpack.Decoder(ResponseBody)
+_wire = WIRE_VERSION.encode()
+_status_bytes = {status: status.value.encode() for status in Status}
+_statuses = {raw: status for status, raw in _status_bytes.items()}
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _address_bytes(reply: ReplyAddress) -> bytes:
+    return str(reply).encode()
+
+
+@lru_cache(maxsize=1024)
+def _number_bytes(number: int) -> bytes:
+    return b"%d" % number
+
+
+def encode_headers(headers: RequestHeaders) -> list[tuple[str, bytes]]:
+    """The record headers of a request; fields that have their default are left out."""
+    pairs = [("v", _wire), ("id", headers.id.encode()), ("ttl", _number_bytes(headers.ttl_ms))]
+    if headers.reply is not None:
+        pairs.append(("re", _address_bytes(headers.reply)))
+    if headers.model is not None:
+        pairs.append(("model", headers.model.encode()))
+    if headers.version is not None:
+        pairs.append(("version", _number_bytes(headers.version)))
+    if headers.attempt != 1:
+        pairs.append(("attempt", _number_bytes(headers.attempt)))
+    if headers.priority != "normal":
+        pairs.append(("priority", headers.priority.encode()))
+    if headers.tenant:
+        pairs.append(("tenant", headers.tenant.encode()))
+    if headers.traceparent:
+        pairs.append(("traceparent", headers.traceparent.encode()))
+    return pairs
+
+
+def encode_request(inputs: Sequence[Tensor], parameters: dict[str, object] | None = None) -> bytes:
+    """The body of a request. Raises InvalidRequest for parameters that are not scalars."""
+    body = {"inputs": inputs, "parameters": parameters} if parameters else {"inputs": inputs}
+    try:
+        return _encoder.encode(body)
+    except (TypeError, OverflowError) as exc:
+        msg = f"the request cannot be encoded: {exc}; parameters may be str, int, float or bool"
+        raise InvalidRequest(msg) from exc
+
+
+def _collect(pairs: Headers) -> dict[str, bytes]:
+    """Headers by name, the last of a name winning; a null value reads as an empty one."""
+    return {name: value or b"" for name, value in pairs}
+
+
+def decode_address(pairs: Headers) -> tuple[str, ReplyAddress | None]:
+    """The id and reply address of a record, as far as they can be read; ("", None) when they cannot.
+
+    Never raises: this is what an answer to an otherwise unreadable record needs.
+    """
+    found = _collect(pairs)
+    try:
+        name = found.get("id", b"").decode("ascii")
+        reply = _parse_address(found["re"]) if "re" in found else None
+    except (UnicodeDecodeError, InvalidRequest):
+        return "", None
+    return (name, reply) if is_request_id(name) else ("", None)
+
+
+def decode_headers(pairs: Headers) -> RequestHeaders:
+    """Read a request's headers. Raises InvalidRequest for what is missing, malformed or of another major version."""
+    found = _collect(pairs)
+    try:
+        version = found.get("v")
+        if version != _wire:
+            _check_wire_version(version)
+        name = found["id"].decode("ascii")
+        if not is_request_id(name):
+            msg = "header id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
+            raise InvalidRequest(msg)
+        reply = _parse_address(found["re"]) if "re" in found else None
+        ttl = _parse_number("ttl", found["ttl"], MAX_TTL_MS) if "ttl" in found else DEFAULT_TTL_MS
+        if len(found) <= 4:  # noqa: PLR2004 - v, id, re and ttl only: the common case ends here
+            return RequestHeaders(name, reply, ttl)
+        return _with_options(RequestHeaders(name, reply, ttl), found)
+    except KeyError as exc:
+        msg = f"header {exc.args[0]} is missing"
+        raise InvalidRequest(msg) from exc
+    except UnicodeDecodeError as exc:
+        msg = "a header is not valid text"
+        raise InvalidRequest(msg) from exc
+
+
+def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeaders:
+    model = found["model"].decode() if "model" in found else None
+    if model is not None and not is_name(model):
+        msg = "header model is no valid model name"
+        raise InvalidRequest(msg)
+    priority = found["priority"].decode() if "priority" in found else "normal"
+    if priority not in PRIORITIES:
+        msg = f"header priority must be one of {', '.join(PRIORITIES)}"
+        raise InvalidRequest(msg)
+    return RequestHeaders(
+        id=base.id,
+        reply=base.reply,
+        ttl_ms=base.ttl_ms,
+        model=model,
+        version=_parse_number("version", found["version"], MAX_VERSION) if "version" in found else None,
+        attempt=_parse_number("attempt", found["attempt"], MAX_ATTEMPTS) if "attempt" in found else 1,
+        priority=priority,
+        tenant=_parse_tenant(found.get("tenant", b"")),
+        traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
+    )
+
+
+def _parse_tenant(raw: bytes) -> str:
+    tenant = raw.decode("ascii")
+    if tenant and not is_name(tenant):
+        msg = "header tenant is no valid name"
+        raise InvalidRequest(msg)
+    return tenant
+
+
+def _check_wire_version(raw: bytes | None) -> None:
+    major, _, minor = (raw or b"").partition(b".")
+    if not major.isdigit() or not minor.isdigit():
+        msg = f"header v must be a protocol version such as {WIRE_VERSION}"
+        raise InvalidRequest(msg)
+    if major != b"%d" % WIRE_MAJOR:
+        msg = f"protocol version {major[:8].decode()} is not spoken here, only {WIRE_MAJOR}"
+        raise InvalidRequest(msg)
+
+
+@lru_cache(maxsize=4096)
+def _parse_number(name: str, raw: bytes, limit: int) -> int:
+    if not raw.isdigit() or len(raw) > 12 or not 0 <= (number := int(raw)) <= limit:  # noqa: PLR2004
+        msg = f"header {name} must be a whole number between 0 and {limit}"
+        raise InvalidRequest(msg)
+    return number
+
+
+@lru_cache(maxsize=4096)
+def _parse_address(raw: bytes) -> ReplyAddress:
+    match = _address.fullmatch(raw.decode("ascii"))
+    if match is None or int(match[2]) > MAX_PARTITION:
+        msg = "header re must be <topic>/<partition>/<token>, the token 1 to 64 letters, digits, '.', '_', '~' or '-'"
+        raise InvalidRequest(msg)
+    return ReplyAddress(match[1], int(match[2]), match[3])
+
+
+def decode_request(value: bytes | None) -> RequestBody:
+    """Read a request's body; its tensors are views of `value`. Raises InvalidRequest when it is not one."""
+    if not value:
+        msg = "the body is empty"
+        raise InvalidRequest(msg)
+    try:
+        body = _request_decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:  # ValidationError is a DecodeError
+        msg = f"the body is not a request: {exc}"
+        raise InvalidRequest(msg) from exc
+    except (RecursionError, MemoryError) as exc:
+        msg = "the body is nested or sized beyond reason"
+        raise InvalidRequest(msg) from exc
+    if not 0 < len(body.inputs) <= MAX_TENSORS:
+        msg = f"a request carries 1 to {MAX_TENSORS} input tensors, this one {len(body.inputs)}"
+        raise InvalidRequest(msg)
+    return body
+
+
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+def encode_response_headers(request_id: str, status: Status, token: str) -> list[tuple[str, bytes]]:
+    """The record headers of a terminal response."""
+    return [("v", _wire), ("id", request_id.encode()), ("status", _status_bytes[status]), ("to", token.encode())]
+
+
+def encode_response(body: ResponseBody) -> bytes:
+    """The body of a response."""
+    return _encoder.encode(body)
+
+
+def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]:
+    """A response record as the response and the token of the inbox it is meant for.
+
+    Raises InvalidRequest when the record is no response of a known protocol version.
+    """
+    found = _collect(pairs)
+    if found.get("v") != _wire:
+        _check_wire_version(found.get("v"))
+    try:
+        name, token, status = found["id"].decode(), found["to"].decode(), _statuses[found["status"]]
+        body = _response_decoder.decode(value or b"")
+    except (KeyError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as exc:
+        msg = f"a record in the reply topic is no response: {type(exc).__name__}"
+        raise InvalidRequest(msg) from exc
+    response = Response(name, status, body.model, body.version, body.outputs, body.error, body.receipt, body.parameters)
+    return response, token

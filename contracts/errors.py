@@ -1,0 +1,97 @@
+"""Every error that Headrace raises on purpose.
+
+    HeadraceError
+    ├── RequestError            a request ended with a terminal status other than OK
+    │   ├── InvalidRequest      INVALID
+    │   ├── DeadlineExceeded    DEADLINE_EXCEEDED
+    │   ├── Cancelled           CANCELLED
+    │   ├── Overloaded          OVERLOADED
+    │   ├── PoisonRequest       POISON
+    │   └── InternalError       INTERNAL
+    ├── BackendError            a model could not be run
+    │   ├── ModelNotFound       nothing of that name and version is registered
+    │   └── ModelLoadError      its artefacts could not be loaded
+    ├── LeaseLost               the right to a device, a partition or an inbox has ended
+    ├── TransportError          Kafka or Redis could not be reached or refused
+    ├── ClientClosed            the client was closed while a caller waited
+    └── ConfigurationError      a setting or a spec is wrong
+
+None of them knows a Kafka, Redis or HTTP code: foreign exceptions are translated where the foreign library is called.
+`retryable` says whether sending the same request again may succeed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """The base of all errors of this package."""
+
+    retryable: ClassVar[bool] = False
+
+
+class RequestError(HeadraceError):
+    """A request ended in a terminal response that carries no result."""
+
+
+class InvalidRequest(RequestError):
+    """The request does not fit its model or the protocol; sending it again cannot help."""
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time to live ran out before it was answered."""
+
+    retryable = True
+
+
+class Cancelled(RequestError):
+    """The caller withdrew the request before it ran."""
+
+
+class Overloaded(RequestError):
+    """There is no room for the request now."""
+
+    retryable = True
+
+
+class PoisonRequest(RequestError):
+    """The request fails or kills the model by itself; it was put aside in the dead-letter topic."""
+
+
+class InternalError(RequestError):
+    """Headrace failed to answer through no fault of the request."""
+
+    retryable = True
+
+
+class BackendError(HeadraceError):
+    """A model could not be run."""
+
+
+class ModelNotFound(BackendError):
+    """No such model, or no such version of it, is registered."""
+
+
+class ModelLoadError(BackendError):
+    """The artefacts of a model version could not be loaded."""
+
+
+class LeaseLost(HeadraceError):
+    """A lease, an assignment or an inbox is no longer held."""
+
+    retryable = True
+
+
+class TransportError(HeadraceError):
+    """Kafka or Redis could not be reached, or refused an operation."""
+
+    retryable = True
+
+
+class ClientClosed(HeadraceError):
+    """The client was closed before the response arrived; the request may still be carried out."""
+
+
+class ConfigurationError(HeadraceError):
+    """A setting, a command-line argument or a spec is wrong; the message names it and the way out."""

@@ -1,0 +1,72 @@
+"""Every Redis key, built here and nowhere else.
+
+Pool keys share one hash tag, so that a script may touch all of them: scripts get the root as KEYS[1] and append the
+names below. Who ends a thing deletes its keys in the same script; the keys of `WITHOUT_TTL` live as long as the pool.
+
+    <prefix>:{<pool>}               root of a pool
+      :epoch :tok :leader           data set incarnation; last token; {holder, term, exp}
+      :nodes :node:<n> :node:<n>:devs :node:<n>:leases
+      :devs :dev:<id> :dev:<id>:leases
+      :lease:<id> :lease:<id>:parts :lease:<id>:want      partitions owned; partitions wanted of it
+      :lexp :quar                   live leases by expiry; ended ones by when they ended
+      :ended:<id>                   tombstone of a deleted lease (ttl 10 min): its id is not granted again
+      :topics :part:<t>:want :part:<t>:own :part:<t>:since
+      :tenant:<t> :demands :demand:<model>.<version>
+      :ev                           stream of changes, about 10 000
+    <prefix>:registry:{models, deployments, routes, rev}
+    <prefix>:inbox:{<inbox>}:<partition>                  token of the client that reads it; ttl
+    <prefix>:cancels                stream of cancelled request ids; ttl of the longest lived
+"""
+
+from __future__ import annotations
+
+import re
+
+from contracts.names import ModelVersion
+
+DEFAULT_PREFIX = "headrace"
+EVENTS_KEPT = 10_000
+CANCELS_KEPT = 100_000
+TOMBSTONE_MS = 600_000  # longer than any delayed duplicate of a commit can be under way
+
+_POOL_WITHOUT_TTL = (
+    r"epoch|tok|leader|nodes|node:[^:]+(:devs|:leases)?|devs|dev:[^:]+(:leases)?|lease:[^:]+(:parts|:want)?|lexp|quar"
+    r"|topics|part:[^:]+:(want|own|since)|tenant:[^:]+|demands|demand:[^:]+|ev"
+)
+WITHOUT_TTL = re.compile(rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|rev))")
+"""Keys that may lack a ttl; a test that finds another one has found a leak."""
+
+
+def pool(prefix: str, name: str) -> str:
+    """The root of a pool's keys."""
+    return f"{prefix}:{{{name}}}"
+
+
+def events(prefix: str, name: str) -> str:
+    """The stream of a pool's changes."""
+    return f"{pool(prefix, name)}:ev"
+
+
+def demand(prefix: str, name: str, deployment: ModelVersion) -> str:
+    """What was asked of a deployment apart from its spec."""
+    return f"{pool(prefix, name)}:demand:{deployment.model}.{deployment.version}"
+
+
+def registry(prefix: str) -> str:
+    """The root of the registry's keys."""
+    return f"{prefix}:registry"
+
+
+def inbox(prefix: str, name: str) -> str:
+    """The root of the leases of an inbox's partitions."""
+    return f"{prefix}:inbox:{{{name}}}"
+
+
+def cancels(prefix: str) -> str:
+    """The stream of cancelled requests."""
+    return f"{prefix}:cancels"
+
+
+def may_lack_ttl(key: str) -> bool:
+    """Whether a key may live for ever."""
+    return WITHOUT_TTL.fullmatch(key) is not None

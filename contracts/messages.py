@@ -1,0 +1,149 @@
+"""What travels: requests, responses, receipts and where a response goes.
+
+A request is accepted once Kafka acknowledged it, and ends in exactly one terminal response. Control data travels in
+record headers, so that routing, forwarding and dead letters never decode a body; `codec` has the layout.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from contracts import errors
+from contracts.tensors import Tensor
+
+Scalar = str | int | float | bool | None
+Parameters = dict[str, Scalar]
+
+WIRE_MAJOR: Final = 1
+WIRE_VERSION: Final = "1.0"
+DEFAULT_TTL_MS: Final = 30_000
+MAX_TTL_MS: Final = 6 * 3_600_000  # retention of request topics is at least four times this
+
+
+class Status(StrEnum):
+    """How a request ended."""
+
+    OK = "OK"
+    INVALID = "INVALID"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    OVERLOADED = "OVERLOADED"
+    POISON = "POISON"
+    INTERNAL = "INTERNAL"
+
+
+_error_classes: dict[Status, type[errors.RequestError]] = {
+    Status.INVALID: errors.InvalidRequest,
+    Status.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    Status.CANCELLED: errors.Cancelled,
+    Status.OVERLOADED: errors.Overloaded,
+    Status.POISON: errors.PoisonRequest,
+    Status.INTERNAL: errors.InternalError,
+}
+_statuses = {error: status for status, error in _error_classes.items()}
+
+
+def status_of(error: errors.RequestError) -> Status:
+    """The terminal status that an error stands for."""
+    return _statuses.get(type(error), Status.INTERNAL)
+
+
+class ReplyAddress(msgspec.Struct, frozen=True):
+    """Where the response goes: a partition of a reply topic and the token of the inbox that asked."""
+
+    topic: str
+    partition: int
+    token: str
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.token}"
+
+
+class RequestHeaders(msgspec.Struct, frozen=True):
+    """A request's control data. `version` None leaves the version to the topic or the route table."""
+
+    id: str
+    reply: ReplyAddress | None
+    ttl_ms: int = DEFAULT_TTL_MS
+    model: str | None = None
+    version: int | None = None
+    attempt: int = 1
+    priority: str = "normal"
+    tenant: str = ""
+    traceparent: str = ""
+
+
+class RequestBody(msgspec.Struct, frozen=True):
+    """What the model is asked: named tensors and scalar parameters."""
+
+    inputs: tuple[Tensor, ...]
+    parameters: Parameters = {}
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """Why a request has no result, in words for the caller; never quotes the input's values."""
+
+    message: str
+    retryable: bool = False
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Where a response's time went, in microseconds, and who answered.
+
+    `queued_us`: from the log's append to the worker taking it. `batched_us`: waiting for its batch. `computed_us`: from
+    the batch's launch to its result. `returned_us` and `total_us` are the client's: the rest, and the whole as the
+    caller saw it. `batch_rows`: rows in the batch; `cut`: why the batch was cut.
+    """
+
+    worker: str = ""
+    device: str = ""
+    attempt: int = 1
+    batch_rows: int = 0
+    cut: str = ""
+    queued_us: int = 0
+    batched_us: int = 0
+    computed_us: int = 0
+    returned_us: int = 0
+    total_us: int = 0
+
+
+class ResponseBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A response's content: outputs, or an error."""
+
+    model: str
+    version: int
+    outputs: tuple[Tensor, ...] = ()
+    error: ErrorDetail | None = None
+    receipt: Receipt = Receipt()
+    parameters: Parameters = {}
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A terminal response as its caller sees it."""
+
+    id: str
+    status: Status
+    model: str
+    version: int
+    outputs: tuple[Tensor, ...] = ()
+    error: ErrorDetail | None = None
+    receipt: Receipt = Receipt()
+    parameters: Parameters = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The output tensor of that name; KeyError names those there are."""
+        for tensor in self.outputs:
+            if tensor.name == name:
+                return tensor
+        msg = f"no output {name!r} in the response; it has {[tensor.name for tensor in self.outputs]}"
+        raise KeyError(msg)
+
+    def raise_for_status(self) -> Response:
+        """Return the response if its status is OK, else raise the RequestError that the status stands for."""
+        if self.status is Status.OK:
+            return self
+        detail = self.error.message if self.error else self.status.value
+        raise _error_classes[self.status](f"{self.model}@{self.version} request {self.id}: {detail}")

@@ -1,0 +1,63 @@
+"""Which names models, versions, inboxes, pools and requests may have.
+
+Names become parts of topics, Redis keys and paths, so they are narrow on purpose: lower case, digits, `.`, `_`, `-`,
+at most 64 characters, no `..`. A model version is written `name@version`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import NamedTuple
+
+from contracts.errors import ConfigurationError
+
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+_NAME = re.compile(NAME_PATTERN)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+MAX_VERSION = 2**31 - 1  # fits every language's plain integer
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a model, an inbox, a pool or a tenant."""
+    return _NAME.fullmatch(text) is not None and ".." not in text
+
+
+def check_name(text: str, what: str = "name") -> str:
+    """Return `text`, or raise ConfigurationError saying what a name may look like."""
+    if not is_name(text):
+        msg = (
+            f"{text!r} is no valid {what}: use 1 to 64 lower-case letters, digits, '.', '_' or '-', starting with a "
+            "letter or digit, without '..'"
+        )
+        raise ConfigurationError(msg)
+    return text
+
+
+def is_request_id(text: str) -> bool:
+    """Whether `text` may identify a request: 1 to 64 of the characters that need no escaping in a URL."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def new_request_id() -> str:
+    """A fresh id: 128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+class ModelVersion(NamedTuple):
+    """One immutable version of a model; prints as `name@version`."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> ModelVersion:
+        """Read `name@version`; raises ConfigurationError when it is anything else."""
+        name, at, version = text.rpartition("@")
+        if not at or not version.isdecimal() or not 1 <= int(version) <= MAX_VERSION:
+            msg = f"{text!r} is no model version: write name@version, for example digits@2"
+            raise ConfigurationError(msg)
+        return cls(check_name(name, "model name"), int(version))

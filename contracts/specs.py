@@ -1,0 +1,238 @@
+"""What operators write: `model.yaml` beside a model's artefacts, and `fleet.yaml`.
+
+Everything is frozen, unknown fields are refused, and relations between fields are checked here, so that a spec that
+parses can be carried out. `parse_model` and `parse_fleet` turn a file's text into specs and a fault into a
+ConfigurationError that names file, field and remedy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from contracts.errors import ConfigurationError
+from contracts.names import MAX_VERSION, NAME_PATTERN, ModelVersion
+from contracts.tensors import DATATYPES
+from contracts.topics import collides
+
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+
+default_artefacts = {"onnx": "model.onnx", "torch": "model.pt", "python": "model.py"}
+
+
+class Spec(BaseModel):
+    """The base of all specs: frozen, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorSpec(Spec):
+    """One input or output of a model."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    """As the model itself names it."""
+    datatype: str
+    """An Open Inference Protocol datatype."""
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
+    """Sizes of all dimensions, -1 where any size goes. The first is the batch and must be -1."""
+
+    @field_validator("datatype")
+    @classmethod
+    def _known_datatype(cls, value: str) -> str:
+        if value not in DATATYPES:
+            msg = f"unknown datatype; use one of {', '.join(DATATYPES)}"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("shape")
+    @classmethod
+    def _batch_first(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or value[0] != -1:
+            msg = "the first dimension is the batch and must be -1"
+            raise ValueError(msg)
+        return value
+
+
+class BatchingSpec(Spec):
+    """How requests are put together."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Rows (not requests) in a batch, at most."""
+    max_batch_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
+    """How long a batch may wait for more rows while the engine is free; 0 never waits."""
+    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
+    """Rows queued before the partitions are paused; by default eight times max_batch_size."""
+
+
+class ModelSpec(Spec):
+    """`model.yaml`: one version of a model."""
+
+    name: Name
+    version: Version
+    backend: Literal["onnx", "python", "torch"]
+    artefact: str = ""
+    """File beside model.yaml; by default model.onnx, model.py or model.pt."""
+    handler: str = ""
+    """python backend only: `module:Class` in the version's folder; by default `model:Model`."""
+    description: str = ""
+    inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+    batching: BatchingSpec = BatchingSpec()
+    nan: Literal["allow", "reject"] = "allow"
+    """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
+    slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
+    """Room for one batch's inputs and outputs in shared memory; by default computed from the shapes."""
+
+    @property
+    def key(self) -> ModelVersion:
+        """Name and version."""
+        return ModelVersion(self.name, self.version)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        for side in (self.inputs, self.outputs):
+            twice = [name for name, count in Counter(tensor.name for tensor in side).items() if count > 1]
+            if twice:
+                msg = f"tensor {twice[0]!r} is declared twice"
+                raise ValueError(msg)
+        if self.handler and self.backend != "python":
+            msg = "handler belongs to the python backend"
+            raise ValueError(msg)
+        if "/" in self.artefact or self.artefact.startswith("."):
+            msg = "artefact must be a file in the version's own folder"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def artefact_name(self) -> str:
+        """The artefact's file name, the backend's default unless given."""
+        return self.artefact or default_artefacts[self.backend]
+
+    @property
+    def max_queue_rows(self) -> int:
+        """Rows queued in a worker before it pauses its partitions."""
+        return self.batching.max_queue_rows or 8 * self.batching.max_batch_size
+
+
+class WorkersSpec(Spec):
+    """How many workers a deployment may have."""
+
+    min: Annotated[int, Field(ge=0, le=10_000)] = 1
+    max: Annotated[int, Field(ge=0, le=10_000)] = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if self.min > self.max:
+            msg = f"min {self.min} is above max {self.max}"
+            raise ValueError(msg)
+        return self
+
+
+class DeviceSpec(Spec):
+    """What one worker needs."""
+
+    kind: Literal["cpu", "gpu", "any"] = "any"
+    """`any` takes a GPU when the pool has one, else CPU."""
+    compute: Annotated[int, Field(ge=1, le=100)] = 25
+    """Percent of one GPU, or of one CPU core."""
+    memory_mib: Annotated[int, Field(ge=1)] = 256
+    mode: Literal["slice", "whole"] = "slice"
+    fallback: Literal["none", "cpu"] = "none"
+
+
+class TopicSpec(Spec):
+    """The request topic of a deployment."""
+
+    partitions: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    """By default four times workers.max, at least 8."""
+    retention_ms: Annotated[int, Field(ge=60_000)] = 86_400_000
+
+
+class DeploymentSpec(Spec):
+    """One model version that should be served."""
+
+    model: Name
+    version: Version
+    workers: WorkersSpec = WorkersSpec()
+    device: DeviceSpec = DeviceSpec()
+    topic: TopicSpec = TopicSpec()
+    tenant: str = ""
+    allow_code: bool = False
+    """Whether a model whose artefact is code (python backend, TorchScript) may run here."""
+
+    @property
+    def key(self) -> ModelVersion:
+        """Name and version."""
+        return ModelVersion(self.model, self.version)
+
+    @property
+    def partitions(self) -> int:
+        """Partitions of the request topic: enough that workers can be added without a partition for none."""
+        return self.topic.partitions or max(8, 4 * self.workers.max)
+
+
+class RouteSpec(Spec):
+    """Which version answers requests that name none."""
+
+    default: Version
+
+
+class FleetSpec(Spec):
+    """`fleet.yaml`."""
+
+    models: str = "./models"
+    """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
+    deployments: tuple[DeploymentSpec, ...] = ()
+    routes: dict[Name, RouteSpec] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FleetSpec:
+        keys = Counter(deployment.key for deployment in self.deployments)
+        twice = [str(key) for key, count in keys.items() if count > 1]
+        if twice:
+            msg = f"{twice[0]} is deployed twice; put its workers into one deployment"
+            raise ValueError(msg)
+        names = sorted({key.model for key in keys})
+        for index, first in enumerate(names):
+            for second in names[index + 1 :]:
+                if collides(first, second):
+                    msg = f"models {first} and {second} would share Kafka metrics; rename one of them"
+                    raise ValueError(msg)
+        return self
+
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def parse_model(text: str, source: str) -> ModelSpec:
+    """Read a model.yaml; `source` names it in errors. Raises ConfigurationError."""
+    return _parse(ModelSpec, text, source)
+
+
+def parse_fleet(text: str, source: str) -> FleetSpec:
+    """Read a fleet.yaml; `source` names it in errors. Raises ConfigurationError."""
+    return _parse(FleetSpec, text, source)
+
+
+def _parse(kind: type[_S], text: str, source: str) -> _S:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        msg = f"{source} is not valid YAML: {exc}"
+        raise ConfigurationError(msg) from exc
+    if not isinstance(content, dict):
+        msg = f"{source} must be a mapping with the fields of a {kind.__name__}"
+        raise ConfigurationError(msg)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as exc:
+        raise ConfigurationError(_describe(exc, source)) from exc
+
+
+def _describe(exc: ValidationError, source: str) -> str:
+    faults = [f"  {'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in exc.errors()]
+    return "\n".join([f"{source} cannot be used:", *faults])

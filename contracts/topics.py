@@ -1,0 +1,62 @@
+"""Every Kafka topic and commit group, built here and nowhere else.
+
+    <prefix>.requests.<model>.<version>   work for one model version; group headrace.<model>.<version>
+    <prefix>.requests.<model>             work whose version the route table decides
+    <prefix>.replies.<inbox>              responses; each client instance reads one partition of it, without a group
+    <prefix>.dead.<model>                 requests that could not be answered by a result, with the reason
+
+Kafka treats `.` and `_` alike in metric names, so two models that differ only there would share metrics: `collides`
+finds them when models are registered.
+"""
+
+from __future__ import annotations
+
+from contracts.names import ModelVersion
+
+DEFAULT_PREFIX = "headrace"
+
+
+def requests(prefix: str, model: str, version: int) -> str:
+    """The topic of requests pinned to one model version."""
+    return f"{prefix}.requests.{model}.{version}"
+
+
+def unversioned_requests(prefix: str, model: str) -> str:
+    """The topic of requests whose version is still to be decided."""
+    return f"{prefix}.requests.{model}"
+
+
+def replies(prefix: str, inbox: str) -> str:
+    """The topic that carries the responses of one service."""
+    return f"{prefix}.replies.{inbox}"
+
+
+def dead(prefix: str, model: str) -> str:
+    """The topic of a model's dead letters."""
+    return f"{prefix}.dead.{model}"
+
+
+def commit_group(prefix: str, model: str, version: int) -> str:
+    """The group id under which the workers of a model version commit offsets; nobody ever joins it."""
+    return f"{prefix}.{model}.{version}"
+
+
+def parse_requests(prefix: str, topic: str) -> ModelVersion | None:
+    """The model version that a request topic belongs to; None when it is no pinned request topic."""
+    head = f"{prefix}.requests."
+    if not topic.startswith(head):
+        return None
+    model, _, version = topic[len(head) :].rpartition(".")
+    if not model or not version.isdecimal():
+        return None
+    return ModelVersion(model, int(version))
+
+
+def is_replies(prefix: str, topic: str) -> bool:
+    """Whether `topic` may receive responses; a reply address elsewhere is refused."""
+    return topic.startswith(f"{prefix}.replies.")
+
+
+def collides(first: str, second: str) -> bool:
+    """Whether two different names would be one in Kafka's metrics."""
+    return first != second and first.replace("_", ".") == second.replace("_", ".")
