@@ -1,0 +1,85 @@
+"""The seam between the engine and the libraries that run models.
+
+A backend owns one model. The engine's launcher, a single thread, calls it:
+
+    load(context)                       once; raises ModelLoadError saying what to change
+    infer(inputs, rows, parameters)     once per batch; arrays by name in, arrays by name out
+    close()                             once, at the end
+
+Input arrays are views of a slot: they belong to the model until `infer` returns, and are overwritten afterwards. Output
+arrays are copied into the slot at once, so they may be views of the inputs or of buffers that the model uses again.
+Whatever `infer` raises fails that batch alone; MemoryError, into which each backend translates its library's
+allocation failures, says that a smaller batch may succeed.
+
+A device that computes while its host prepares the next batch needs `submit` and `poll` instead of `infer`. They fit
+beside it: answers on the link carry slot and sequence, so they may leave in any order and from another thread, and
+what checks and places outputs does not know who called the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy.typing as npt
+
+from contracts.errors import ModelLoadError
+from contracts.messages import Parameters
+from contracts.specs import ModelSpec
+
+Arrays = dict[str, npt.NDArray[Any]]
+CPU: Final = "cpu"
+CUDA: Final = "cuda:0"  # an engine sees the device of its lease and no other
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContext:
+    """What a model may know when it is loaded; a python handler's `load` gets it too.
+
+    `folder` holds model.yaml and the artefacts, `threads` is the lease's share of cores (at least 1), `device` is
+    "cpu" or "cuda:0": where the model is expected to run.
+    """
+
+    spec: ModelSpec
+    folder: Path
+    threads: int = 1
+    device: str = CPU
+
+    @property
+    def artefact(self) -> Path:
+        """The model's file; raises ModelLoadError when it is not there."""
+        path = self.folder / self.spec.artefact_name
+        if not path.is_file():
+            raise ModelLoadError(
+                f"{self.spec.key}: {path} is not there; put the model into that file or name another in artefact:"
+            )
+        return path
+
+
+class Backend(Protocol):
+    """One model in the hands of one library."""
+
+    @property
+    def device(self) -> str:
+        """Where the model really runs, known after `load`: "cpu", "cuda:0", with the device's name when known."""
+        ...
+
+    def load(self, context: ModelContext) -> None:
+        """Make the model ready for `infer`. Raises ModelLoadError."""
+        ...
+
+    def infer(self, inputs: Arrays, rows: int, parameters: Parameters) -> Arrays:
+        """Run one batch; every input's and output's first dimension is `rows`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model; harmless when it was never loaded or is closed already."""
+        ...
+
+
+def visible_device(environment: Mapping[str, str]) -> str:
+    """The device that a lease's environment shows: "cuda:0" when it names an NVIDIA device, else "cpu"."""
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "").strip()
+    return CUDA if devices and not devices.startswith("-") else CPU

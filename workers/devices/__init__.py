@@ -1,0 +1,1 @@
+"""What a node has: its GPUs through NVML, its cores and memory."""

@@ -1,0 +1,127 @@
+"""The launcher: one thread that takes batches from the link, runs them one after another and answers.
+
+It blocks in `recv` when there is nothing to do, so an idle engine costs no time and a batch starts as soon as its frame
+is there. Nothing else happens on this thread: no timer, no metrics, no event loop. What the engine may know is in its
+Load: the models, the slots, its threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from contracts.errors import ModelLoadError
+from workers.engine.model import LoadedModel
+from workers.link import Batch, FrameDecoder, Hello, Load, LoadFailed, Message, Ready, Stop, encode
+from workers.slots import SlotFile
+
+log = logging.getLogger(__name__)
+
+_receive_bytes: Final = 64 * 1024
+_thread_variables: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class EngineLink:
+    """The engine's end of the link, blocking."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._decoder = FrameDecoder()
+
+    def send(self, message: Message) -> None:
+        """Send a message; ConnectionError when the ingest process is gone."""
+        self._socket.sendall(encode(message))
+
+    def messages(self) -> Iterator[Message]:
+        """What ingest sends, until it closes the connection or we go quiet."""
+        with contextlib.suppress(ConnectionError):
+            while data := self._socket.recv(_receive_bytes):
+                yield from self._decoder.feed(data)
+
+    def quiet(self) -> None:
+        """Receive nothing new, also when `recv` is waiting now: it returns as at the end. Sending goes on."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+
+class Engine:
+    """Introduces itself, loads what it is told, and runs batches until the link ends, Stop or `quiet`."""
+
+    def __init__(self, link: EngineLink, token: str) -> None:
+        self._link, self._token = link, token
+        self._messages = link.messages()
+        self._models: list[LoadedModel] = []
+        self._slots: SlotFile | None = None
+        self._is_quiet = False
+
+    def load(self) -> bool:
+        """Shake hands and load; False when ingest ended first. Raises ModelLoadError, which ingest was told."""
+        self._link.send(Hello(self._token, os.getpid()))
+        load = next(self._messages, None)
+        if load is None or isinstance(load, Stop):
+            return False
+        if not isinstance(load, Load):
+            raise TypeError(f"the first message on the link is {type(load).__name__}, not Load")
+        started = time.perf_counter()
+        try:
+            self._load_models(load)
+        except ModelLoadError as exc:
+            self._link.send(LoadFailed(str(exc)))
+            raise
+        seconds = time.perf_counter() - started
+        device = " + ".join(dict.fromkeys(model.backend.device for model in self._models))
+        log.info("%s loaded on %s in %.2f s", ", ".join(model.key for model in load.models), device, seconds)
+        self._link.send(Ready(device, seconds))
+        return True
+
+    def serve(self) -> None:
+        """Run batches until there are no more."""
+        link, models = self._link, self._models
+        for message in self._messages:
+            if isinstance(message, Batch):
+                link.send(models[message.model].run(message))
+                if self._is_quiet:
+                    return
+            elif isinstance(message, Stop):
+                return
+            else:
+                raise TypeError(f"{type(message).__name__} while batches are served")
+
+    def quiet(self) -> None:
+        """Finish the running batch, then let `serve` return; safe in a signal handler."""
+        self._is_quiet = True
+        self._link.quiet()
+
+    def close(self) -> None:
+        """Let go of models, slots and link."""
+        for model in self._models:
+            model.backend.close()
+        self._models = []
+        if self._slots is not None:
+            self._slots.close()
+        self._link.close()
+
+    def _load_models(self, load: Load) -> None:
+        # For libraries that handlers import later; the lease's environment has set them for what is imported already.
+        for variable in _thread_variables:
+            os.environ.setdefault(variable, str(load.threads))
+        try:
+            self._slots = SlotFile.attach(Path(load.slots_path), load.slot_count, load.input_bytes, load.output_bytes)
+        except (OSError, ValueError) as exc:
+            raise ModelLoadError(f"the slots at {load.slots_path} cannot be mapped: {exc}") from exc
+        for model in load.models:
+            self._models.append(LoadedModel.load(model, self._slots, load.threads))
+        # What was made by now lives as long as the process: collections need not walk it again and again.
+        gc.collect()
+        gc.freeze()

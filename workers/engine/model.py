@@ -1,0 +1,101 @@
+"""A loaded model: what a batch goes through between its frame and the answer.
+
+Nothing that a model does may end the engine while it can be helped: whatever it raises, SystemExit included, becomes
+the answer to that batch. Only what kills the process outright is left to the ingest process to find out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Final, Literal
+
+from contracts.errors import ModelLoadError
+from contracts.specs import ModelSpec
+from workers.backends import new_backend
+from workers.backends.base import Backend, ModelContext, visible_device
+from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
+from workers.link import Batch, Done, Failed, ModelToLoad
+from workers.slots import SlotFile
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 500  # characters of a library's text that travel; enough for its first sentences
+
+
+class LoadedModel:
+    """One model version and the slots that its batches stand in."""
+
+    def __init__(self, spec: ModelSpec, backend: Backend, slots: SlotFile) -> None:
+        self.spec, self.backend = spec, backend
+        self._slots = slots
+        self._outputs = OutputRegions(spec.outputs, slots.output_bytes)
+        self._seen: set[str] = set()
+
+    @classmethod
+    def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
+        """Load and warm up. Raises ModelLoadError."""
+        spec = ModelSpec.model_validate_json(model.spec)
+        backend = new_backend(spec.backend)
+        backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
+        loaded = cls(spec, backend, slots)
+        loaded.warm_up()
+        return loaded
+
+    def warm_up(self) -> None:
+        """Run made-up batches, so that the first requests do not pay for first-time work.
+
+        A model may refuse zeros, so its complaint is only logged; outputs that contradict the spec, or a largest batch
+        that does not fit, would fail every request: ModelLoadError.
+        """
+        spec = self.spec
+        for rows in warm_up_sizes(spec.inputs, spec.batching.max_batch_size, self._slots.input_bytes):
+            inputs = made_up_inputs(spec.inputs, rows)
+            if inputs is None:
+                return
+            try:
+                self._outputs.place(self.backend.infer(inputs, rows, {}), rows)
+            except OutputMismatch as exc:
+                raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros: {exc}") from exc
+            except MemoryError as exc:
+                raise ModelLoadError(
+                    f"{spec.key}: no memory for a batch of {rows} rows; lower max_batch_size in model.yaml"
+                ) from exc
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - code of the model may raise anything
+                log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
+                return
+
+    def run(self, batch: Batch) -> Done | Failed:
+        """Run a batch whose inputs stand in its slot; afterwards its outputs do."""
+        started = time.perf_counter_ns()
+        slots, slot, rows = self._slots, batch.slot, batch.rows
+        try:
+            inputs = read_inputs(slots.input(slot), batch.inputs)
+            regions = self._outputs.write(self.backend.infer(inputs, rows, batch.parameters), rows, slots.output(slot))
+        except OutputMismatch as exc:
+            return self._failed(batch, "output", exc, str(exc))
+        except MemoryError as exc:
+            return self._failed(batch, "memory", exc, _in_a_line(exc))
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - code of the model may raise anything
+            return self._failed(batch, "error", exc, _in_a_line(exc))
+        return Done(slot, batch.sequence, regions, (time.perf_counter_ns() - started) // 1000)
+
+    def _failed(
+        self, batch: Batch, kind: Literal["error", "memory", "output"], exc: BaseException, message: str
+    ) -> Failed:
+        # Each place is logged once with its lines of code: a model that always fails must not fill the disk. The text
+        # of the exception stays out, since libraries quote their input in it.
+        frames = traceback.extract_tb(exc.__traceback__)
+        place = f"{type(exc).__name__} in {frames[-1].filename}:{frames[-1].lineno}" if frames else type(exc).__name__
+        if place not in self._seen:
+            self._seen.add(place)
+            code = "".join(traceback.format_list(frames))
+            log.warning("a batch of %s (%d rows) failed: %s\n%s", self.spec.key, batch.rows, place, code)
+        return Failed(batch.slot, batch.sequence, kind, message[:MAX_MESSAGE])
+
+
+def _in_a_line(exc: BaseException) -> str:
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:MAX_MESSAGE]

@@ -1,0 +1,1 @@
+"""The ingest process: owns Kafka; fetches, validates, batches, publishes, commits."""

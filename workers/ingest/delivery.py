@@ -1,0 +1,70 @@
+"""One receipt of a request record by this worker, on its way from the log to its response."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from contracts.adapters.kafka import Record
+from contracts.messages import Parameters, ReplyAddress
+from contracts.tensors import Tensor
+from workers.ingest.claim import Claim
+
+
+class Origin(NamedTuple):
+    """Where a record came from and where its response goes; all that an answer needs.
+
+    `reply` None means that nobody waits for the response. `attempt` counts redeliveries through retry topics.
+    """
+
+    claim: Claim
+    record: Record
+    request_id: str
+    reply: ReplyAddress | None
+    attempt: int = 1
+
+
+class Delivery:
+    """A request that fits its model, with everything needed to run it, run it again and answer it.
+
+    `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
+    given to an engine.
+    """
+
+    __slots__ = (
+        "batch_key",
+        "batched_us",
+        "deadline",
+        "inputs",
+        "launched",
+        "launches",
+        "origin",
+        "parameters",
+        "queued_us",
+        "rows",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        inputs: tuple[Tensor, ...],
+        parameters: Parameters,
+        rows: int,
+        batch_key: Hashable,
+        taken: float,
+        deadline: float,
+        queued_us: int,
+    ) -> None:
+        self.origin = origin
+        self.inputs = inputs
+        self.parameters = parameters
+        self.rows = rows
+        self.batch_key = batch_key
+        self.taken = taken
+        self.deadline = deadline
+        self.queued_us = queued_us
+        self.launched = 0.0
+        self.batched_us = 0
+        self.launches = 0

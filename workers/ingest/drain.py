@@ -1,0 +1,246 @@
+"""Draining a topic: claim, seek, poll, track, commit, release. The one way to do it.
+
+The reader is assigned all partitions of the topic once, paused; a claim is a seek and a resume, so taking or giving one
+partition never disturbs another. Only *after* a claim is granted are the committed offset and the bounds of the log
+read: any value ever committed is a safe place to start. Backpressure is simply not polling; what was fetched stays in
+the client's buffer, and the log keeps the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from contracts.adapters.kafka import GroupHasMembers, OffsetOutOfRange, Partition, Reader, Record
+from contracts.clock import Clock
+from contracts.errors import TransportError
+from contracts.service import Deadline
+from workers.ingest import metrics
+from workers.ingest.batcher import Batcher
+from workers.ingest.claim import Claim
+from workers.ingest.intake import Intake
+from workers.ingest.offsets import Arrival
+from workers.ingest.settings import WorkerGroup
+
+log = logging.getLogger(__name__)
+
+_POLL_MS = 200
+_RETRY_SECONDS = 0.5
+
+
+class Drain:
+    """The partitions of one request topic that this worker owns."""
+
+    def __init__(
+        self,
+        topic: str,
+        reader: Reader,
+        *,
+        intake: Intake,
+        batcher: Batcher,
+        clock: Clock,
+        settings: WorkerGroup,
+        may_take: Callable[[], bool],
+    ) -> None:
+        """`may_take` is asked before every poll: lease trusted."""
+        self.topic = topic
+        self._reader = reader
+        self._intake = intake
+        self._batcher = batcher
+        self._clock = clock
+        self._settings = settings
+        self._may_take = may_take
+        self._claims: dict[Partition, Claim] = {}
+        self._claimed = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._partition_count = 0
+        self._quiet = False
+        self.last_turn = clock.monotonic()
+        """When the poll loop last came round, on the monotonic clock."""
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """The partitions drained now."""
+        return frozenset(partition.partition for partition in self._claims)
+
+    # --- taking and giving --------------------------------------------------------------------------------------------
+
+    def assign(self, partition_count: int) -> None:
+        """Make the topic's partitions readable; again when it has grown, which interrupts running fetches once."""
+        if partition_count == self._partition_count:
+            return
+        self._partition_count = partition_count
+        self._reader.assign([Partition(self.topic, number) for number in range(partition_count)])
+        for partition, claim in self._claims.items():
+            self._reader.begin(partition, claim.tracker.expected)
+
+    async def take(self, numbers: Iterable[int]) -> None:
+        """Begin to drain partitions that were just claimed."""
+        wanted = [Partition(self.topic, number) for number in numbers]
+        fresh = [partition for partition in wanted if partition not in self._claims]
+        if not fresh:
+            return
+        starts = await self._starts(fresh)
+        for partition, start in starts.items():
+            self._claims[partition] = Claim(partition, start)
+            self._reader.begin(partition, start)
+        self._claimed.set()
+        metrics.PARTITIONS.set(len(self._claims))
+
+    async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Where to begin: the committed offset if the log still has it, else the log's start."""
+        committed = await self._reader.committed(partitions)
+        bounds = await self._reader.bounds(partitions)
+        starts = {}
+        for partition in partitions:
+            (first, end), at = bounds[partition], committed[partition]
+            if at is not None and at < first:
+                metrics.LOST_TO_RETENTION.inc(first - at)
+                log.error("%s/%d: retention removed %d unanswered records", *partition, first - at)
+            elif at is not None and at > end:
+                log.error(
+                    "%s/%d: committed offset %d is beyond the end %d; reading from the start", *partition, at, end
+                )
+            starts[partition] = at if at is not None and first <= at <= end else first
+        return starts
+
+    async def give(self, numbers: Iterable[int]) -> frozenset[int]:
+        """Stop draining partitions: finish what runs, commit; returns those that may be released."""
+        giving = [p for number in numbers if (p := Partition(self.topic, number)) in self._claims]
+        if not giving:
+            return frozenset()
+        claims = {self._claims[partition] for partition in giving}
+        self._silence(claims)
+        deadline = Deadline(self._settings.handover_drain_seconds, self._clock)
+        settled = asyncio.gather(*(claim.settle() for claim in claims))
+        try:
+            await asyncio.wait_for(settled, deadline.remaining)
+        except TimeoutError:
+            log.warning("%s: handing over with %d requests still running", self.topic, sum(c.open for c in claims))
+        await self.commit(self._settings.handover_commit_seconds, final=True)
+        for partition in giving:
+            self._claims.pop(partition, None)
+        metrics.PARTITIONS.set(len(self._claims))
+        return frozenset(partition.partition for partition in giving)
+
+    def _silence(self, claims: set[Claim]) -> None:
+        """Take nothing more of these claims, and forget what has not been launched."""
+        self._reader.pause(*(claim.partition for claim in claims))
+        for claim in claims:
+            claim.giving = True
+        self._batcher.drop(lambda delivery: delivery.origin.claim in claims)
+
+    async def quiet(self) -> None:
+        """Take nothing new from any partition."""
+        self._quiet = True
+        self._silence(set(self._claims.values()))
+        self._claimed.set()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def poll_loop(self) -> None:
+        """Take records until `quiet`. Never cancel it while a poll is under way: use `quiet` and wait for its end."""
+        while not self._quiet:
+            self.last_turn = self._clock.monotonic()
+            if not self._claims:
+                self._claimed.clear()
+                await self._claimed.wait()
+                continue
+            if not self._may_take() or not self._batcher.room.is_set():
+                await self._wait_for_room()
+                continue
+            try:
+                await self._poll_once()
+            except TransportError as exc:
+                log.warning("%s: %s", self.topic, exc)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _wait_for_room(self) -> None:
+        if not self._may_take():
+            await asyncio.sleep(_POLL_MS / 1000)
+            return
+        try:
+            await asyncio.wait_for(self._batcher.room.wait(), 1.0)
+        except TimeoutError:
+            return
+
+    async def _poll_once(self) -> None:
+        limit = self._settings.max_unanswered
+        open_claims = [p for p, claim in self._claims.items() if claim.tracker.unanswered < limit and not claim.giving]
+        if not open_claims:
+            await asyncio.sleep(_RETRY_SECONDS / 10)
+            return
+        chosen = () if len(open_claims) == len(self._claims) else open_claims
+        try:
+            found = await self._reader.poll(*chosen, max_records=self._settings.poll_records, timeout_ms=_POLL_MS)
+        except OffsetOutOfRange as exc:
+            await self._reposition(exc.partitions)
+            return
+        for partition, records in found.items():
+            claim = self._claims.get(partition)
+            if claim is not None and not claim.giving:
+                self._take_records(claim, records)
+        if found:
+            self._batcher.pump()
+            metrics.QUEUE_ROWS.set(self._batcher.queue.rows)
+            await asyncio.sleep(0)  # a poll that finds its buffer full never suspends; others must have their turn
+
+    def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
+        tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
+        for record in records:
+            arrival = tracker.receive(record.offset)
+            if arrival is Arrival.NEXT:
+                delivery = take(claim, record)
+                if delivery is not None:
+                    put(delivery)
+            elif arrival is Arrival.GAP:
+                log.warning("%s/%d: offset %d after %d", *claim.partition, record.offset, tracker.expected)
+                metrics.OFFSET_GAPS.inc()
+                self._reader.seek(claim.partition, tracker.expected)
+                return
+
+    async def _reposition(self, partitions: Iterable[Partition]) -> None:
+        """The log's bounds moved past a position (retention, a restored log): begin these claims anew."""
+        mine = [partition for partition in partitions if partition in self._claims]
+        starts = await self._starts(mine)
+        for partition, start in starts.items():
+            log.error("%s/%d: position lost, starting again at %d", *partition, start)
+            claim = self._claims[partition]
+            if not claim.giving:
+                self._claims[partition] = Claim(partition, start)
+                self._reader.begin(partition, start)
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    async def commit_loop(self) -> None:
+        """Commit what was answered, at intervals."""
+        while True:
+            await asyncio.sleep(self._settings.commit_interval_ms / 1000)
+            await self.commit(5.0)
+
+    async def commit(self, seconds: float, *, final: bool = False) -> bool:
+        """Commit every claim's answered prefix; False when it is unknown whether that arrived.
+
+        One commit at a time: an earlier one that lands late would lower the offset, and somebody would repeat work.
+        """
+        async with self._committing:
+            offsets = {p: at for p, claim in self._claims.items() if (at := claim.tracker.to_commit()) is not None}
+            if not offsets:
+                return True
+            try:
+                await self._reader.commit(offsets, timeout_seconds=seconds)
+            except GroupHasMembers:
+                metrics.COMMITS.labels("group_has_members").inc()
+                log.error("%s: somebody joined the commit group; work goes on uncommitted", self.topic)  # noqa: TRY400
+                return False
+            except TransportError as exc:
+                metrics.COMMITS.labels("unknown").inc()
+                log.warning("%s: commit not confirmed%s: %s", self.topic, " at handover" if final else "", exc)
+                return False
+            metrics.COMMITS.labels("ok").inc()
+            for partition, offset in offsets.items():
+                claim = self._claims.get(partition)
+                if claim is not None:
+                    claim.tracker.commit_succeeded(offset)
+            return True

@@ -1,0 +1,79 @@
+"""From a record to a delivery, or to the error that answers it.
+
+Nothing that a record contains may stop the worker: headers, body, shapes and names are all hostile until checked here.
+"""
+
+from __future__ import annotations
+
+from contracts.adapters.kafka import LOG_APPEND_TIME, Record
+from contracts.clock import Clock
+from contracts.codec import decode_address, decode_headers, decode_request
+from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
+from contracts.messages import RequestHeaders
+from contracts.names import ModelVersion
+from workers.ingest.broker_time import BrokerTime
+from workers.ingest.claim import Claim
+from workers.ingest.delivery import Delivery, Origin
+from workers.ingest.responder import Responder
+from workers.ingest.validate import Validator
+
+
+class Intake:
+    """Takes the records of one model version."""
+
+    def __init__(
+        self, key: ModelVersion, validator: Validator, responder: Responder, clock: Clock, broker_time: BrokerTime
+    ) -> None:
+        self._key = key
+        self._validator = validator
+        self._responder = responder
+        self._clock = clock
+        self._broker_time = broker_time
+
+    def take(self, claim: Claim, record: Record) -> Delivery | None:
+        """A delivery to be batched; None when the record was answered or put aside already."""
+        claim.open += 1
+        try:
+            headers = decode_headers(record.headers)
+        except InvalidRequest as error:
+            request_id, reply = decode_address(record.headers)
+            self._responder.refuse(Origin(claim, record, request_id, reply), error)
+            return None
+        origin = Origin(claim, record, headers.id, headers.reply, headers.attempt)
+        try:
+            return self._accept(origin, headers)
+        except RequestError as error:
+            self._responder.refuse(origin, error)
+            return None
+
+    def _accept(self, origin: Origin, headers: RequestHeaders) -> Delivery:
+        self._check_model(headers)
+        now, broker_now = self._clock.monotonic(), self._broker_time.now_ms()
+        stamp = origin.record.timestamp
+        if origin.record.timestamp_type != LOG_APPEND_TIME:
+            stamp = min(stamp, broker_now)  # the producer's clock; a stamp from the future must not extend the ttl
+        waited_ms = max(0, broker_now - stamp)
+        if waited_ms >= headers.ttl_ms:
+            msg = f"the time to live of {headers.ttl_ms} ms ended {waited_ms - headers.ttl_ms} ms before it was taken"
+            raise DeadlineExceeded(msg)
+        body = decode_request(origin.record.value)
+        checked = self._validator.check(body)
+        return Delivery(
+            origin,
+            inputs=checked.inputs,
+            parameters=body.parameters,
+            rows=checked.rows,
+            batch_key=checked.batch_key,
+            taken=now,
+            deadline=now + (headers.ttl_ms - waited_ms) / 1000,
+            queued_us=waited_ms * 1000,
+        )
+
+    def _check_model(self, headers: RequestHeaders) -> None:
+        """A pinned topic names the model version; headers may repeat it but not contradict it."""
+        if headers.model is not None and headers.model != self._key.model:
+            msg = f"the headers ask for model {headers.model}, the topic serves {self._key}"
+            raise InvalidRequest(msg)
+        if headers.version is not None and headers.version != self._key.version:
+            msg = f"the headers ask for version {headers.version}, the topic serves {self._key}"
+            raise InvalidRequest(msg)

@@ -1,0 +1,22 @@
+"""What a worker counts."""
+
+from __future__ import annotations
+
+from contracts import telemetry
+
+RESPONSES = telemetry.counter("worker_responses", "Terminal responses by status.", "status")
+BATCHES = telemetry.counter("worker_cuts", "Batches by the reason they were cut.", "reason")
+BATCH_ROWS = telemetry.histogram(
+    "worker_batch_size", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+)
+COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
+QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.")
+ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that ended under this worker.")
+DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
+PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
+COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
+OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
+LOST_TO_RETENTION = telemetry.counter(
+    "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
+)
+PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")

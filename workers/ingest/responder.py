@@ -1,0 +1,110 @@
+"""Turns outcomes into terminal responses, and requests that have none into dead letters.
+
+The order of delivery: a response is published, acknowledged, and only then is its record marked as answered. A dead
+letter is acknowledged before its response is published, so that no request ends as POISON without being kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from contracts import topics
+from contracts.codec import encode_response, encode_response_headers
+from contracts.errors import RequestError
+from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
+from contracts.names import ModelVersion
+from contracts.tensors import Tensor
+from workers.ingest import metrics
+from workers.ingest.delivery import Delivery, Origin
+from workers.ingest.publisher import Publisher
+
+MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
+"""Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
+_MAX_REASON = 1024
+_counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
+
+
+class Responder:
+    """Answers requests of one model version on behalf of one worker."""
+
+    def __init__(self, publisher: Publisher, key: ModelVersion, *, prefix: str, worker: str) -> None:
+        self._publisher = publisher
+        self._key = key
+        self._prefix = prefix
+        self._worker = worker
+        self._dead_topic = topics.dead(prefix, key.model)
+        self.device = ""
+        """Where the engine says it runs; stands in receipts."""
+
+    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
+        """Answer OK. The outputs may be views: they are encoded before this returns."""
+        body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt))
+        if len(body) > MAX_RESPONSE_BYTES:
+            text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
+            self.fail(delivery, Status.INTERNAL, text)
+        else:
+            self._reply(delivery.origin, Status.OK, body)
+
+    def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
+        """Answer a delivery with an error."""
+        timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
+        self._reply(delivery.origin, status, self._error_body(delivery.origin, message, timing, retryable=retryable))
+
+    def poison(self, delivery: Delivery, message: str) -> None:
+        """Put a request aside, then answer POISON."""
+        self._bury(delivery.origin, "poison", message, lambda _: self.fail(delivery, Status.POISON, message))
+
+    def refuse(self, origin: Origin, error: RequestError) -> None:
+        """Answer a record that never became a delivery. Without a reply address it is put aside instead."""
+        status = status_of(error)
+        if origin.reply is None and status is Status.INVALID:
+            self._bury(origin, "invalid", str(error), self._settle(origin))
+        else:
+            self._reply(origin, status, self._error_body(origin, str(error), Receipt(), retryable=error.retryable))
+
+    def _error_body(self, origin: Origin, message: str, timing: Receipt, *, retryable: bool) -> bytes:
+        receipt = Receipt(
+            worker=self._worker,
+            device=self.device,
+            attempt=origin.attempt,
+            queued_us=timing.queued_us,
+            batched_us=timing.batched_us,
+        )
+        detail = ErrorDetail(message[:_MAX_REASON], retryable)
+        return encode_response(ResponseBody(self._key.model, self._key.version, error=detail, receipt=receipt))
+
+    def _reply(self, origin: Origin, status: Status, body: bytes) -> None:
+        _counters[status].inc()
+        reply = origin.reply
+        if reply is None:  # nobody asked for the result: that it ran is the outcome
+            origin.claim.answered(origin.record.offset)
+        elif topics.is_replies(self._prefix, reply.topic):
+            headers = encode_response_headers(origin.request_id, status, reply.token)
+            settle = (origin.claim.answered, origin.record.offset)
+            lost = (self._lost, origin)
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost)
+        else:
+            self._bury(origin, "unroutable", f"{reply.topic} is no reply topic", self._settle(origin))
+
+    def _lost(self, origin: Origin) -> None:
+        self._bury(origin, "unroutable", "the reply topic or its partition does not exist", self._settle(origin))
+
+    @staticmethod
+    def _settle(origin: Origin) -> Callable[[object], None]:
+        return lambda _: origin.claim.answered(origin.record.offset)
+
+    def _bury(self, origin: Origin, reason: str, message: str, then: Callable[[object], None]) -> None:
+        """Publish the record as it came to the dead-letter topic, with the reason, and go on when that is acknowledged.
+
+        A dead-letter topic that does not exist must not stop the work: the loss is counted and the answer still sent.
+        """
+        metrics.DEAD_LETTERS.labels(reason).inc()
+        record = origin.record
+        headers = [
+            *((name, value) for name, value in record.headers if not name.startswith("dead-")),
+            ("dead-reason", reason.encode()),
+            ("dead-message", message[:_MAX_REASON].encode()),
+            ("dead-source", f"{record.topic}/{record.partition}/{record.offset}".encode()),
+            ("dead-worker", self._worker.encode()),
+        ]
+        self._publisher.publish(self._dead_topic, 0, (record.value, headers), (then, None), (then, None))

@@ -1,0 +1,105 @@
+"""Whether a request fits its model, before anything of it reaches a batch.
+
+`Validator` is built once from a model's spec and checks each request against it: the set of tensors, their datatypes,
+shapes and sizes, the rows they agree on, and finite numbers where the model asks for them. A fault is an
+InvalidRequest that names tensor and remedy and quotes no values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+
+from contracts.errors import InvalidRequest
+from contracts.messages import RequestBody
+from contracts.specs import ModelSpec, TensorSpec
+from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type, type_sizes
+
+_floats = frozenset({"FP16", "FP32", "FP64"})
+
+
+class Checked(NamedTuple):
+    """A request that fits: its tensors in the spec's order, its rows, and what it may share a batch with."""
+
+    inputs: tuple[Tensor, ...]
+    rows: int
+    batch_key: Hashable
+
+
+class Validator:
+    """Checks requests for one model version."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._names = tuple(tensor.name for tensor in spec.inputs)
+        self._max_rows = spec.batching.max_batch_size
+        self._reject_nan = spec.nan == "reject"
+        self._fixed = all(-1 not in tensor.shape[1:] for tensor in spec.inputs)
+        self._row_bytes = tuple(_fixed_row_bytes(tensor) for tensor in spec.inputs)
+
+    def check(self, body: RequestBody) -> Checked:
+        """Return what the batcher needs; raises InvalidRequest."""
+        inputs = self._in_order(body.inputs)
+        rows = inputs[0].rows
+        for tensor, spec, row_bytes in zip(inputs, self._spec.inputs, self._row_bytes, strict=True):
+            self._check_tensor(tensor, spec, row_bytes, rows)
+        if not 1 <= rows <= self._max_rows:
+            msg = f"{rows} rows; {self._spec.key} takes 1 to {self._max_rows} in a request"
+            raise InvalidRequest(msg)
+        if self._reject_nan:
+            self._check_finite(inputs)
+        if self._fixed and not body.parameters:
+            return Checked(inputs, rows, None)
+        shapes = tuple(tensor.shape[1:] for tensor in inputs)
+        return Checked(inputs, rows, (shapes, tuple(sorted(body.parameters.items()))))
+
+    def _in_order(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        names = tuple(tensor.name for tensor in inputs)
+        if names == self._names:
+            return inputs
+        if sorted(names) != sorted(self._names):
+            missing = [name for name in self._names if name not in names]
+            unknown = [name[:64] for name in names if name not in self._names]
+            msg = f"{self._spec.key} takes {list(self._names)}; missing {missing}, unknown or repeated {unknown}"
+            raise InvalidRequest(msg)
+        by_name = {tensor.name: tensor for tensor in inputs}
+        return tuple(by_name[name] for name in self._names)
+
+    def _check_tensor(self, tensor: Tensor, spec: TensorSpec, row_bytes: int | None, rows: int) -> None:
+        shape = tensor.shape
+        if tensor.datatype != spec.datatype:
+            msg = f"tensor {spec.name!r} must be {spec.datatype}, not {tensor.datatype[:32]}"
+            raise InvalidRequest(msg)
+        if len(shape) != len(spec.shape) or (
+            shape[1:] != spec.shape[1:]
+            and any(want not in (-1, got) for want, got in zip(spec.shape[1:], shape[1:], strict=True))
+        ):
+            msg = f"tensor {spec.name!r} must have shape {list(spec.shape)}, not {list(shape)[:16]}"
+            raise InvalidRequest(msg)
+        if shape[0] != rows:
+            msg = f"tensor {spec.name!r} has {shape[0]} rows, {self._spec.inputs[0].name!r} has {rows}"
+            raise InvalidRequest(msg)
+        if row_bytes is not None and rows >= 0 and rows * row_bytes == len(tensor.data):
+            return
+        fault = check_tensor(tensor)
+        if fault:
+            raise InvalidRequest(fault)
+
+    def _check_finite(self, inputs: tuple[Tensor, ...]) -> None:
+        for tensor in inputs:
+            if (
+                tensor.datatype in _floats
+                and not np.isfinite(np.frombuffer(tensor.data, numpy_type(tensor.datatype))).all()
+            ):
+                msg = f"tensor {tensor.name!r} has NaN or infinite elements, which {self._spec.key} rejects"
+                raise InvalidRequest(msg)
+
+
+def _fixed_row_bytes(spec: TensorSpec) -> int | None:
+    """Bytes of a row where the spec fixes them, None where the request decides."""
+    if spec.datatype == BYTES or -1 in spec.shape[1:]:
+        return None
+    return math.prod(spec.shape[1:]) * type_sizes[spec.datatype]

@@ -1,0 +1,151 @@
+"""What ingest and engine say to each other over their unix socket.
+
+Only small control messages cross it; the batches themselves stay in the slots (`workers.slots`). A frame is a 4-byte
+little-endian length and a msgpack map that names its type. Both sides come from one installation, so the frames have no
+version; they carry a slot's `sequence`, so that an answer to an earlier use of a slot is recognised and dropped.
+
+    engine → ingest   Hello(token)                 first frame of a connection; a wrong token closes it
+    ingest → engine   Load                         which models, from where, and the slots
+    engine → ingest   Ready | LoadFailed
+    ingest → engine   Batch                        inputs are in the slot's input region
+    engine → ingest   Done | Failed                outputs are in the slot's output region
+    ingest → engine   Stop                         finish what was begun, then exit; so does the end of the connection
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from contracts.messages import Parameters
+
+_length = struct.Struct("<I")
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A tensor inside a slot: where its bytes start and how many there are."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The engine introduces itself with its lease's token."""
+
+    token: str
+    pid: int
+
+
+class ModelToLoad(msgspec.Struct, frozen=True):
+    """One model version; `spec` is the ModelSpec as JSON, `folder` holds its artefacts."""
+
+    key: str
+    spec: str
+    folder: str
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """What the engine is to load, and where its slots are. `threads` is the lease's share of cores, at least 1."""
+
+    models: tuple[ModelToLoad, ...]
+    slots_path: str
+    slot_count: int
+    input_bytes: int
+    output_bytes: int
+    threads: int
+    device: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """All models are loaded and warm. `device` says where they really run, for receipts."""
+
+    device: str
+    load_seconds: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """A model cannot be loaded; the engine exits after this."""
+
+    message: str
+
+
+class Batch(msgspec.Struct, frozen=True, tag=True):
+    """Run a batch of model `model` (index into Load.models) over `rows` rows."""
+
+    slot: int
+    sequence: int
+    model: int
+    rows: int
+    inputs: tuple[Region, ...]
+    parameters: Parameters = {}
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """A batch's outputs stand in its slot."""
+
+    slot: int
+    sequence: int
+    outputs: tuple[Region, ...]
+    compute_us: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A batch has no outputs.
+
+    `kind`: `error` (the model raised), `memory` (out of memory at this size), `output` (the outputs contradict the
+    model's spec or do not fit the slot).
+    """
+
+    slot: int
+    sequence: int
+    kind: Literal["error", "memory", "output"]
+    message: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Finish and exit."""
+
+
+Message = Hello | Load | Ready | LoadFailed | Batch | Done | Failed | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message as one frame."""
+    body = _encoder.encode(message)
+    return _length.pack(len(body)) + body
+
+
+class FrameDecoder:
+    """Collects received bytes and yields the messages that are complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take received bytes; yields each whole message. Raises ValueError when the peer does not speak frames."""
+        self._buffer += data
+        position = 0
+        try:
+            while len(self._buffer) - position >= _length.size:
+                (size,) = _length.unpack_from(self._buffer, position)
+                if size > MAX_FRAME_BYTES:
+                    msg = f"a frame of {size} bytes on the engine link"
+                    raise ValueError(msg)
+                end = position + _length.size + size
+                if end > len(self._buffer):
+                    break
+                message = _decoder.decode(self._buffer[position + _length.size : end])
+                position = end
+                yield message
+        finally:
+            del self._buffer[:position]
