@@ -11,7 +11,7 @@ import contextlib
 import hmac
 import logging
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from workers.link import Batch, Done, Failed, FrameDecoder, Hello, Load, LoadFailed, Message, Ready, Stop, encode
 
@@ -45,8 +45,7 @@ class _Connection(asyncio.Protocol):
         self._is_trusted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a unix stream server gives no other
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class; a stream server gives no other
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -103,9 +102,11 @@ class EngineLink:
     async def stop(self) -> None:
         """Tell the engine to exit and listen no more; idempotent."""
         server, self._server = self._server, None
-        if self._current is not None:
-            self._current.send(Stop())
-            self._current.close()
+        connection, self._current = self._current, None
+        self.is_ready = False
+        if connection is not None:
+            connection.send(Stop())
+            connection.close()
         if server is not None:
             server.close()
             with contextlib.suppress(FileNotFoundError):

@@ -55,6 +55,7 @@ class Tenure:
         self._wake = asyncio.Event()
         self._moving: dict[PartitionKey, asyncio.Task[None]] = {}
         self._is_draining = False
+        self._is_given_back = False
         self.is_over = False
         """The server said that the lease has ended."""
 
@@ -83,7 +84,7 @@ class Tenure:
 
     async def renew_loop(self) -> None:
         """Renew at intervals and whenever something changed. Raises LeaseLost when it is over or has drained."""
-        while True:
+        while not self._is_given_back:
             try:
                 renewal = await self._renew()
                 self._reconcile(renewal)
@@ -191,6 +192,7 @@ class Tenure:
             self._move(topic, sorted(drain.partitions), self._give_back)
         while self._moving:
             await asyncio.wait(set(self._moving.values()))
+        self._is_given_back = True
         if not self.is_over:
             await self._leases.release(self._lease, self._token, "stopped")
             self.is_over = True
