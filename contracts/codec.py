@@ -38,6 +38,7 @@ MAX_INLINE_BYTES = 256 * 1024
 MAX_TENSORS = 64
 MAX_PARTITION = 1_000_000
 MAX_ATTEMPTS = 1_000
+_COMMON = frozenset({"v", "id", "re", "ttl"})
 PRIORITIES = ("high", "normal", "low")
 
 _address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,64})")
@@ -124,7 +125,7 @@ def decode_headers(pairs: Headers) -> RequestHeaders:
             raise InvalidRequest(msg)
         reply = _parse_address(found["re"]) if "re" in found else None
         ttl = _parse_number("ttl", found["ttl"], MAX_TTL_MS) if "ttl" in found else DEFAULT_TTL_MS
-        if len(found) <= 4:  # noqa: PLR2004 - v, id, re and ttl only: the common case ends here
+        if not found.keys() - _COMMON:
             return RequestHeaders(name, reply, ttl)
         return _with_options(RequestHeaders(name, reply, ttl), found)
     except KeyError as exc:

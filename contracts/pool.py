@@ -131,6 +131,10 @@ class Share(Struct, frozen=True):
     compute: int
     mask: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.memory_mib, self.compute, self.mask) < 0:
+            raise ValueError(f"a share cannot be negative: {self}")
+
 
 class Lease(Struct, frozen=True, kw_only=True):
     """The right of one worker to its device shares. `expires_unix_ms` is 0 in quarantine."""

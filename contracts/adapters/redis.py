@@ -218,7 +218,8 @@ def _client(url: str, timeout: float | None, connect_timeout: float) -> Redis:
         protocol=2,
     )
     client = Redis.from_pool(connections)
-    client.response_callbacks.clear()  # replies as the server sent them, whatever this version of the library makes of them
+    # Replies as the server sent them, whatever shape this version of the library would give them.
+    client.response_callbacks.clear()
     return client
 
 

@@ -1,4 +1,5 @@
 -- Shared by scripts that say "uses: delete"; needs base. The last step of a lease: its capacity returns.
+-- It is 0 - x and not -x, because minus zero would print as "-0", which the server takes for no integer.
 
 local function delete_lease(id)
   local key = P .. ':lease:' .. id
@@ -8,14 +9,14 @@ local function delete_lease(id)
     local dev = P .. ':dev:' .. device
     compute = compute + tonumber(share)
     redis.call('SREM', dev .. ':leases', id)
-    redis.call('HINCRBY', dev, 'mem_used', '-' .. memory)
-    redis.call('HINCRBY', dev, 'compute_used', '-' .. share)
+    redis.call('HINCRBY', dev, 'mem_used', fmt(0 - tonumber(memory)))
+    redis.call('HINCRBY', dev, 'compute_used', fmt(0 - tonumber(share)))
     local left = redis.call('HGET', dev, 'mask')
     redis.call('HSET', dev, 'mask', fmt(bit.band(tonumber(left), bit.bnot(tonumber(mask)))))
     if redis.call('HINCRBY', dev, 'nlease', -1) == 0 then redis.call('HSET', dev, 'mode', 'free') end
   end
   local tenant = P .. ':tenant:' .. lease[4]
-  if lease[4] ~= '' and redis.call('HINCRBY', tenant, 'used', fmt(-compute)) == 0
+  if lease[4] ~= '' and redis.call('HINCRBY', tenant, 'used', fmt(0 - compute)) == 0
     and redis.call('HEXISTS', tenant, 'max') == 0 then
     redis.call('DEL', tenant)
   end

@@ -72,7 +72,8 @@ def test_no_commit_passes_an_unanswered_record(data: st.DataObject) -> None:
     position = start
     for _ in range(data.draw(st.integers(0, 150))):
         waiting = sorted(received - answered)
-        if waiting and data.draw(st.booleans()):
+        answers_now: bool = data.draw(st.booleans())
+        if waiting and answers_now:
             offset = data.draw(st.sampled_from(waiting))
             tracker.done(offset)
             answered.add(offset)

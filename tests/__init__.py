@@ -1,0 +1,1 @@
+"""Everything that proves the promises; the root is a package so that helpers import by one name."""

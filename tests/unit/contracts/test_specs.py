@@ -1,0 +1,100 @@
+"""Specs, routes and names: what parses can be carried out, and what does not says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts.errors import ConfigurationError, ModelNotFound
+from contracts.names import ModelVersion, is_name, new_request_id
+from contracts.routing import pin
+from contracts.specs import DeploymentSpec, RouteSpec, WorkersSpec, parse_fleet, parse_model
+
+MODEL = """
+name: digits
+version: 2
+backend: onnx
+inputs: [{name: image, datatype: FP32, shape: [-1, 64]}]
+outputs: [{name: scores, datatype: FP32, shape: [-1, 10]}]
+"""
+DEPLOYED = [ModelVersion("digits", 1), ModelVersion("digits", 2), ModelVersion("other", 7)]
+
+
+def test_a_model_gets_its_backends_defaults() -> None:
+    spec = parse_model(MODEL, "model.yaml")
+    assert spec.artefact_name == "model.onnx"
+    assert spec.max_queue_rows == 8 * spec.batching.max_batch_size
+    assert str(spec.key) == "digits@2"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("version: 2", "version: 0"), "version"),
+        (("name: digits", "name: ../x"), "name"),
+        (("backend: onnx", "backend: pickle"), "backend"),
+        (("shape: [-1, 64]", "shape: [1, 64]"), "first dimension is the batch"),
+        (("datatype: FP32, shape: [-1, 64]", "datatype: FLOAT, shape: [-1, 64]"), "unknown datatype"),
+        (("backend: onnx", "backend: onnx\nhandler: a:B"), "handler belongs to the python backend"),
+        (("backend: onnx", "backend: onnx\nartefact: ../../x.onnx"), "own folder"),
+        (("backend: onnx", "backend: onnx\nbatchng: {}"), "batchng"),
+        (("name: digits", "name: [digits"), "not valid YAML"),
+    ],
+)
+def test_a_faulty_model_names_file_field_and_remedy(change: tuple[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        parse_model(MODEL.replace(*change), "the/model.yaml")
+    assert "the/model.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a list", "must be a mapping"),
+        ("deployments: [{model: a, version: 1}, {model: a, version: 1}]", "deployed twice"),
+        ("deployments: [{model: a.b, version: 1}, {model: a_b, version: 1}]", "share Kafka metrics"),
+        ("deployments: [{model: a, version: 1, workers: {min: 3, max: 2}}]", "min 3 is above max 2"),
+        ("deployments: [{model: a, version: 1, device: {kind: tpu}}]", "kind"),
+    ],
+)
+def test_a_faulty_fleet_is_explained(text: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        parse_fleet(text, "fleet.yaml")
+
+
+def test_partitions_leave_room_for_every_worker() -> None:
+    assert DeploymentSpec(model="a", version=1).partitions == 8
+    assert DeploymentSpec(model="a", version=1, workers=WorkersSpec(min=0, max=50)).partitions == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "expected"), [("digits", 1, 1), ("digits", None, 2), ("other", None, 7), ("other", 7, 7)]
+)
+def test_a_request_is_pinned_to_the_version_it_means(model: str, version: int | None, expected: int) -> None:
+    routes = {"digits": RouteSpec(default=2)}
+    assert pin(model, version, routes=routes, deployed=DEPLOYED) == ModelVersion(model, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "words"),
+    [
+        ("digits", 3, r"versions \[1, 2\]"),
+        ("digits", None, "no default route"),
+        ("missing", None, "deployed: digits@1"),
+    ],
+)
+def test_what_cannot_be_pinned_says_what_there_is(model: str, version: int | None, words: str) -> None:
+    with pytest.raises(ModelNotFound, match=words):
+        pin(model, version, routes={}, deployed=DEPLOYED)
+
+
+@pytest.mark.parametrize(
+    "text", ["digits", "digits@", "@1", "digits@0", "digits@x", "Digits@1", "a..b@1", "digits@1@2"]
+)
+def test_only_name_at_version_is_a_model_version(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        ModelVersion.parse(text)
+
+
+def test_request_ids_are_new_each_time() -> None:
+    assert new_request_id() != new_request_id()
+    assert not is_name("a" * 65)
