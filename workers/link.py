@@ -132,7 +132,7 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take received bytes; yields each whole message. Raises ValueError when the peer does not speak frames."""
+        """Take received bytes; yields each whole message. Raises ValueError when the peer speaks something else."""
         self._buffer += data
         position = 0
         try:
@@ -144,8 +144,16 @@ class FrameDecoder:
                 end = position + _length.size + size
                 if end > len(self._buffer):
                     break
-                message = _decoder.decode(self._buffer[position + _length.size : end])
+                message = _decode(self._buffer[position + _length.size : end])
                 position = end
                 yield message
         finally:
             del self._buffer[:position]
+
+
+def _decode(body: bytearray) -> Message:
+    try:
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        msg = f"a frame on the engine link is no message: {exc}"
+        raise ValueError(msg) from exc

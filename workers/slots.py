@@ -71,11 +71,9 @@ class SlotFile:
     def __init__(self, path: Path, mapped: mmap.mmap, count: int, input_bytes: int, output_bytes: int) -> None:
         self.path = path
         self.count, self.input_bytes, self.output_bytes = count, input_bytes, output_bytes
-        self._mapped = mapped
         view, stride = memoryview(mapped), input_bytes + output_bytes
         self._inputs = [view[slot * stride : slot * stride + input_bytes] for slot in range(count)]
         self._outputs = [view[slot * stride + input_bytes : (slot + 1) * stride] for slot in range(count)]
-        self._view = view
 
     @classmethod
     def create(cls, path: Path, count: int, input_bytes: int, output_bytes: int) -> SlotFile:
@@ -115,12 +113,13 @@ class SlotFile:
         return self._outputs[slot]
 
     def close(self) -> None:
-        """Unmap, unless arrays still look into the mapping: then it goes with them."""
-        for view in (*self._inputs, *self._outputs, self._view):
-            with contextlib.suppress(BufferError):
-                view.release()
-        with contextlib.suppress(BufferError):
-            self._mapped.close()
+        """Let go of the mapping; it is unmapped with the last array that looks into it.
+
+        Not by mmap.close(): arrays that numpy made over a buffer need not hold an export of it, so the mapping would
+        vanish under them.
+        """
+        self._inputs.clear()
+        self._outputs.clear()
 
 
 class SlotPool:

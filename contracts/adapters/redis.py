@@ -79,8 +79,8 @@ class RedisDoor:
         self._timeout_seconds = timeout_seconds
         try:
             # Blocking reads wait as long as they are told to; each call has its own connection of the second client.
-            self._client = _client(url, timeout_seconds, timeout_seconds)
-            self._blocking = _client(url, None, timeout_seconds)
+            self._client = _client(url, timeout_seconds)
+            self._blocking = _client(url, timeout_seconds)
         except ValueError:
             message = (
                 "the Redis URL cannot be used; write redis://[user:password@]host:port/database, or rediss:// for TLS"
@@ -121,7 +121,8 @@ class RedisDoor:
     async def command(self, *args: Argument) -> Any:
         """Run one plain command; texts come back as str."""
         with _translated():
-            return text(await _execute(self._client, *args))
+            async with asyncio.timeout(self._timeout_seconds):
+                return text(await _execute(self._client, *args))
 
     async def call(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> list[Any]:
         """Run a script that answers with a list."""
@@ -142,12 +143,13 @@ class RedisDoor:
 
     async def _evaluate(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> object:
         with _translated():
-            try:
-                return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                # It did not run, so loading it and running it once is safe.
-                await _execute(self._client, "SCRIPT LOAD", operation.source)
-                return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
+            async with asyncio.timeout(self._timeout_seconds):
+                try:
+                    return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
+                except NoScriptError:
+                    # It did not run, so loading it and running it once is safe.
+                    await _execute(self._client, "SCRIPT LOAD", operation.source)
+                    return await _execute(self._client, "EVALSHA", operation.sha, len(keys), *keys, *args)
 
     async def server_unix_ms(self) -> int:
         """The server's clock."""
@@ -206,12 +208,14 @@ def _entry(raw: Sequence[Any]) -> StreamEntry:
     return StreamEntry(str(raw[0]), pairs(raw[1]))
 
 
-def _client(url: str, timeout: float | None, connect_timeout: float) -> Redis:
+def _client(url: str, connect_timeout: float) -> Redis:
+    # With a socket timeout the library sends inside asyncio.wait_for, which before Python 3.12 loses a cancellation
+    # that comes just when the bytes are written: a task that is cancelled would go on. So the calls here have the limit.
     connections = BlockingConnectionPool.from_url(
         url,
         max_connections=_MAX_CONNECTIONS,
         timeout=connect_timeout,
-        socket_timeout=timeout,
+        socket_timeout=None,
         socket_connect_timeout=connect_timeout,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
@@ -232,5 +236,5 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as exc:
-        message = f"Redis failed: {type(exc).__name__}: {exc}"
+        message = f"Redis failed: {type(exc).__name__}: {str(exc) or 'no answer in time'}"
         raise TransportError(message) from exc

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def strays(run_dir: Path, modules: Sequence[str]) -> Iterator[tuple[Identity, st
             words = entry.joinpath("cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        options = dict(zip(words, words[1:], strict=False))
+        options = dict(itertools.pairwise(words))
         if options.get("-m") in modules and options.get("--run-dir") == str(run_dir) and "--lease" in options:
             started = start_time(int(entry.name))
             if started is not None:
@@ -74,7 +75,7 @@ class Process:
         cls, command: Sequence[str], *, environment: Mapping[str, str], log: Path, keep_open: Sequence[int] = ()
     ) -> Process:
         """Start a child. Raises OSError."""
-        with log.open("ab", opener=_private) as output:
+        with open(log, "ab", opener=_private) as output:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

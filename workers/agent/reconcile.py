@@ -179,10 +179,10 @@ def _held(view: WorkerView, now: float, limits: Limits, *, is_stopping: bool) ->
     if not view.ingest_alive:
         if not view.is_released:
             yield Release(view.lease, view.token, f"ingest {view.ended}" if view.ended else "its processes are gone")
-        if view.is_gone:
+        if view.is_gone and view.is_released:  # not before, or a release that got lost would start a second ingest
             yield CleanUp(view.lease)
             yield Confirm(view.lease, view.token)
-        else:
+        elif not view.is_gone:
             yield from _ended_within(view, now, limits.engine_grace, with_signal=True)
         return
     if view.has_engine and not view.engine_alive and now >= view.engine_due:

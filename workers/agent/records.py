@@ -82,23 +82,29 @@ class RunFolder:
                 log.warning("the record %s cannot be used and is removed: %s", path.name, exc)
                 path.unlink(missing_ok=True)
 
-    def remove(self, lease: str) -> None:
-        """Remove everything of a worker but its logs."""
-        for path in (self.socket(lease), self.slots(lease), self._record(lease)):
+    def clear(self, lease: str) -> None:
+        """Remove what only living processes need: the socket, and the slots with their memory."""
+        for path in (self.socket(lease), self.slots(lease)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def remove(self, lease: str) -> None:
+        """Remove everything of a worker but its logs."""
+        self.clear(lease)
+        with contextlib.suppress(OSError):
+            self._record(lease).unlink(missing_ok=True)
 
     def trim_logs(self, limit_bytes: int) -> None:
         """Drop the older half of logs that have grown too large. Their writers append, so they go on undisturbed."""
         for path in self.path.glob("*.log"):
             with contextlib.suppress(OSError):
                 if path.stat().st_size > limit_bytes:
-                    with path.open("rb+") as file:
+                    with path.open("rb") as file:
                         file.seek(-(limit_bytes // 2), os.SEEK_END)
                         file.readline()
                         rest = file.read()
-                        file.truncate(0)
-                        file.seek(0)
+                    os.truncate(path, 0)
+                    with path.open("ab") as file:
                         file.write(rest)
 
     def prune_logs(self, keep: int, in_use: frozenset[str]) -> None:
@@ -127,13 +133,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Create a folder for this user alone; raises ConfigurationError when it is somebody else's."""
+    """Create a folder that only this user may write to; raises ConfigurationError when others could have already."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
+        is_ours = found.st_uid == os.getuid()
+        if is_ours and found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_IWOTH:  # made under a umask of 002
+            path.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWGRP)
     except OSError as exc:
         msg = f"the folder {path} cannot be made: {exc}"
         raise ConfigurationError(msg) from exc
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not stat.S_ISDIR(found.st_mode) or not is_ours or found.st_mode & stat.S_IWOTH:
         msg = f"{path} must be a folder that belongs to this user and that nobody else may write to"
         raise ConfigurationError(msg)

@@ -41,8 +41,8 @@ class AgentGroup(Group):
 
     node: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = Field(default_factory=default_node)
     """Name of this machine in the pool; by default its host name."""
-    run_dir: Path = Field(default_factory=lambda: default_folder() / "run")
-    """Sockets, logs and records of workers; must survive a restart of the agent, and be of its own."""
+    run_dir: Path | None = None
+    """Sockets, logs and records of workers, of this agent alone; by default below the temporary folder."""
     lock_dir: Path = Field(default_factory=lambda: default_folder() / "locks")
     """Locks of device shares; the same for all agents of a machine, so that two of them cannot use one device."""
     cores: Annotated[int | None, Field(ge=1, le=4096)] = None
@@ -63,8 +63,8 @@ class AgentGroup(Group):
     """A worker whose lease is over is killed after this; it should have noticed by itself."""
     engine_grace_seconds: Annotated[float, Field(ge=0)] = 0.5
     """An engine without its ingest gets SIGTERM, and SIGKILL after this; nobody can use its results."""
-    drain_seconds: Annotated[float, Field(ge=0)] = 20.0
-    """Workers get this long to finish and commit when the agent stops."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 26.0
+    """Workers get this long to finish and commit when the agent stops; a little more than they give themselves."""
     leave_workers: bool = False
     """Whether workers outlive a stop of the agent, to be taken over by the next one (an upgrade of the agent)."""
     log_mib: Annotated[float, Field(gt=0)] = 4.0
@@ -73,6 +73,11 @@ class AgentGroup(Group):
     """Logs of ended workers' processes that are kept."""
     metrics_port: Annotated[int | None, Field(ge=0, le=65535)] = None
     """Port of /metrics on loopback; none by default."""
+
+    @property
+    def run_folder(self) -> Path:
+        """`run_dir`, or this node's own folder."""
+        return (self.run_dir or default_folder() / self.node).absolute()
 
     @model_validator(mode="after")
     def _related(self) -> Self:

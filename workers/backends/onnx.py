@@ -67,7 +67,7 @@ class OnnxBackend:
     def infer(self, inputs: Arrays, rows: int, parameters: Parameters) -> Arrays:
         """Run the graph; `parameters` mean nothing to it."""
         for name in self._texts:
-            inputs[name] = _as_text(inputs[name])
+            inputs[name] = _as_text(name, inputs[name])
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except Exception as exc:
@@ -101,10 +101,14 @@ def _session(context: ModelContext, path: Path) -> Any:
     return session
 
 
-def _as_text(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_text(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """BYTES as ONNX Runtime wants strings: it would turn bytes objects into their Python notation."""
     texts = np.empty(array.size, dtype=object)
-    texts[:] = [element.decode() for element in array.ravel()]
+    try:
+        texts[:] = [element.decode() for element in array.ravel()]
+    except UnicodeDecodeError:
+        # Not chained: the decoder's own exception carries the caller's bytes.
+        raise ValueError(f"{name!r} holds bytes that are not UTF-8, and ONNX strings are text") from None
     return texts.reshape(array.shape)
 
 

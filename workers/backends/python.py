@@ -58,7 +58,7 @@ class PythonBackend:
             self._handler = kind()
             if hasattr(self._handler, "load"):
                 self._handler.load(context)
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
             raise ModelLoadError(
                 f"{spec.key}: {class_name} could not be loaded: {describe(exc, context.folder)}"
             ) from exc
@@ -89,7 +89,7 @@ class PythonBackend:
         self._package = _package_of(context)
         try:
             return importlib.import_module(f"{self._package}.{module_name}")
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
             msg = f"{key}: {module_name}.py could not be imported: {describe(exc, folder)}"
             if isinstance(exc, ModuleNotFoundError) and exc.name and (folder / f"{exc.name}.py").is_file():
                 msg += f"; write `from . import {exc.name}` for a file beside it"

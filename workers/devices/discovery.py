@@ -1,26 +1,26 @@
-"""Reading the GPUs of a machine, once, when its agent starts."""
+"""Reading a machine, once, when its agent starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
 
-from workers.devices.nvml import GpuLost, Memory, Nvml, NvmlError
+from workers.devices import cpu
+from workers.devices.inventory import Gpu, Machine
+from workers.devices.nvml import GpuLost, Nvml, NvmlError
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU as it was read once, at the agent's start."""
-
-    index: int
-    uuid: str
-    name: str = ""
-    memory: Memory = Memory(0, 0, 0)
-    compute_capability: tuple[int, int] = (0, 0)
-    pci_bus_id: str = ""
-    numa_node: int | None = None
-    is_mig: bool = False
-    is_exclusive: bool = False
-    is_lost: bool = False
+def look_around(node: str, *, cores: int | None, memory_mib: int | None, nvml: Nvml | None) -> Machine:
+    """What there is, or what is to be offered of it."""
+    return Machine(
+        node=node,
+        host=socket.gethostname(),
+        boot_id=cpu.boot_id(),
+        cores=cores or cpu.usable_cores(),
+        memory_mib=memory_mib or cpu.memory_mib(),
+        gpus=read_gpus(nvml) if nvml is not None else (),
+        driver=nvml.driver_version() if nvml is not None else "",
+        cuda=nvml.cuda_version() if nvml is not None else "",
+    )
 
 
 def read_gpu(nvml: Nvml, index: int) -> Gpu:

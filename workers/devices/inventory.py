@@ -10,11 +10,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contracts.pool import COMPUTE_PER_GPU, SLOTS_PER_GPU, DeviceReport, Health, NodeReport, cpu_report
-from workers.devices.discovery import Gpu
 from workers.devices.nvml import Memory
 
 MEMORY_GUARD_PERCENT = 2
 _MIB = 1024 * 1024
+
+
+_no_memory = Memory(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as it was read once, at the agent's start."""
+
+    index: int
+    uuid: str
+    name: str = ""
+    memory: Memory = _no_memory
+    compute_capability: tuple[int, int] = (0, 0)
+    pci_bus_id: str = ""
+    numa_node: int | None = None
+    is_mig: bool = False
+    is_exclusive: bool = False
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

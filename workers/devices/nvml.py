@@ -148,7 +148,9 @@ class PynvmlBackend:
             raise NvmlAbsent(msg) from exc
         with self._translated() as lib:
             lib.nvmlInit()
-            self._handles = [lib.nvmlDeviceGetHandleByIndex(i) for i in range(lib.nvmlDeviceGetCount())]
+            for index in range(lib.nvmlDeviceGetCount()):
+                with contextlib.suppress(lib.NVMLError):  # one that not even shows itself must not hide the others
+                    self._handles.append(lib.nvmlDeviceGetHandleByIndex(index))
 
     def close(self) -> None:
         if self._lib is None:
@@ -204,7 +206,9 @@ class PynvmlBackend:
     def is_exclusive(self, index: int) -> bool:
         with self._translated() as lib:
             exclusive = lib.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
-        return _unless_unsupported(lambda: bool(self._ask("nvmlDeviceGetComputeMode", index) == exclusive), default=False)
+        return _unless_unsupported(
+            lambda: bool(self._ask("nvmlDeviceGetComputeMode", index) == exclusive), default=False
+        )
 
     def utilization(self, index: int) -> int:
         return _unless_unsupported(lambda: int(self._ask("nvmlDeviceGetUtilizationRates", index).gpu), 0)

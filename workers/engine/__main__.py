@@ -7,6 +7,8 @@ nonsense; 3 when a model could not be loaded, which ingest was told with the rea
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import io
 import logging
 import signal
 import socket
@@ -75,6 +77,10 @@ def main() -> int:
     arguments = parser.parse_args()
     # Ctrl-C in a terminal reaches the whole group; when to stop is for the agent and ingest to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a native library that crashes leaves our stack in the log
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # what a handler prints must not wait for a full buffer
     # Not by contracts.telemetry: the engine has no metrics of its own to pay the import for.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s engine %(name)s: %(message)s")
     confine()

@@ -63,6 +63,7 @@ class Engine:
         self._messages = link.messages()
         self._models: list[LoadedModel] = []
         self._slots: SlotFile | None = None
+        self._ready: Ready | None = None
         self._is_quiet = False
 
     def load(self) -> bool:
@@ -82,12 +83,15 @@ class Engine:
         seconds = time.perf_counter() - started
         device = " + ".join(dict.fromkeys(model.backend.device for model in self._models))
         log.info("%s loaded on %s in %.2f s", ", ".join(model.key for model in load.models), device, seconds)
-        self._link.send(Ready(device, seconds))
+        self._ready = Ready(device, seconds)
         return True
 
     def serve(self) -> None:
-        """Run batches until there are no more."""
+        """Tell ingest that the models are ready, then run batches until there are no more."""
+        if self._ready is None:
+            raise RuntimeError("nothing is loaded")
         link, models = self._link, self._models
+        link.send(self._ready)
         for message in self._messages:
             if isinstance(message, Batch):
                 link.send(models[message.model].run(message))
@@ -106,7 +110,7 @@ class Engine:
     def close(self) -> None:
         """Let go of models, slots and link."""
         for model in self._models:
-            model.backend.close()
+            model.close()
         self._models = []
         if self._slots is not None:
             self._slots.close()

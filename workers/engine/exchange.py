@@ -59,7 +59,7 @@ class OutputRegions:
             fault = _fault(array, datatype, dtype, rows, tail)
             if fault:
                 raise OutputMismatch(f"output {name!r} {fault}")
-            source = Tensor.from_numpy(name, array).data if datatype == BYTES else array
+            source = _packed(name, array) if datatype == BYTES else array
             offset = -(-end // ALIGNMENT) * ALIGNMENT
             end = offset + source.nbytes
             placed.append((Region(name, datatype, array.shape, offset, source.nbytes), source))
@@ -101,6 +101,13 @@ def _fault(array: object, datatype: str, dtype: np.dtype[Any], rows: int, tail: 
     ):
         return f"has the shape {list(shape)}, but model.yaml declares {[-1, *tail]}"
     return None
+
+
+def _packed(name: str, array: npt.NDArray[Any]) -> memoryview:
+    strangers = {type(element) for element in array.ravel().tolist()} - {str, bytes}
+    if strangers:
+        raise OutputMismatch(f"output {name!r} holds a {strangers.pop().__name__} among its texts")
+    return Tensor.from_numpy(name, array).data
 
 
 def _article(value: object) -> str:

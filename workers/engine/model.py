@@ -1,7 +1,8 @@
 """A loaded model: what a batch goes through between its frame and the answer.
 
-Nothing that a model does may end the engine while it can be helped: whatever it raises, SystemExit included, becomes
-the answer to that batch. Only what kills the process outright is left to the ingest process to find out.
+Nothing that a model does may end the engine while it can be helped: whatever it raises, SystemExit and a stray
+CancelledError included, becomes the answer to that batch. That is safe because nobody else raises here: the engine's
+signal handler only sets a flag. What kills the process outright is left to the ingest process to find out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Final, Literal
+
+from pydantic import ValidationError
 
 from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
@@ -38,9 +41,17 @@ class LoadedModel:
     @classmethod
     def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
         """Load and warm up. Raises ModelLoadError."""
-        spec = ModelSpec.model_validate_json(model.spec)
+        try:
+            spec = ModelSpec.model_validate_json(model.spec)
+        except ValidationError as exc:
+            raise ModelLoadError(f"{model.key}: its spec cannot be read: {exc}") from exc
         backend = new_backend(spec.backend)
-        backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
+        try:
+            backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
+        except ModelLoadError:
+            raise
+        except BaseException as exc:
+            raise ModelLoadError(f"{model.key} cannot be loaded: {_in_a_line(exc)}") from exc
         loaded = cls(spec, backend, slots)
         loaded.warm_up()
         return loaded
@@ -64,7 +75,7 @@ class LoadedModel:
                 raise ModelLoadError(
                     f"{spec.key}: no memory for a batch of {rows} rows; lower max_batch_size in model.yaml"
                 ) from exc
-            except (Exception, SystemExit) as exc:  # noqa: BLE001 - code of the model may raise anything
+            except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
                 log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
                 return
 
@@ -79,7 +90,7 @@ class LoadedModel:
             return self._failed(batch, "output", exc, str(exc))
         except MemoryError as exc:
             return self._failed(batch, "memory", exc, _in_a_line(exc))
-        except (Exception, SystemExit) as exc:  # noqa: BLE001 - code of the model may raise anything
+        except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
             return self._failed(batch, "error", exc, _in_a_line(exc))
         return Done(slot, batch.sequence, regions, (time.perf_counter_ns() - started) // 1000)
 
@@ -88,14 +99,29 @@ class LoadedModel:
     ) -> Failed:
         # Each place is logged once with its lines of code: a model that always fails must not fill the disk. The text
         # of the exception stays out, since libraries quote their input in it.
-        frames = traceback.extract_tb(exc.__traceback__)
-        place = f"{type(exc).__name__} in {frames[-1].filename}:{frames[-1].lineno}" if frames else type(exc).__name__
+        place = _place(exc)
         if place not in self._seen:
             self._seen.add(place)
-            code = "".join(traceback.format_list(frames))
+            code = "".join(traceback.format_tb(exc.__traceback__))
             log.warning("a batch of %s (%d rows) failed: %s\n%s", self.spec.key, batch.rows, place, code)
         return Failed(batch.slot, batch.sequence, kind, message[:MAX_MESSAGE])
 
+    def close(self) -> None:
+        """Let go of the model; its complaints at this point are logged."""
+        try:
+            self.backend.close()
+        except Exception:
+            log.exception("%s failed while it was closed", self.spec.key)
+
+
+def _place(exc: BaseException) -> str:
+    innermost = exc.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    where = f"{innermost.tb_frame.f_code.co_filename}:{innermost.tb_lineno}" if innermost is not None else "?"
+    return f"{type(exc).__name__} in {where}"
+
 
 def _in_a_line(exc: BaseException) -> str:
-    return " ".join(f"{type(exc).__name__}: {exc}".split())[:MAX_MESSAGE]
+    text = " ".join(str(exc).split())
+    return f"{type(exc).__name__}: {text}"[:MAX_MESSAGE] if text else type(exc).__name__

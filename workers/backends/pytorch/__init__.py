@@ -93,6 +93,7 @@ def _array(tensor: torch.Tensor) -> Any:
 
 
 def _read_program(path: Path, target: torch.device) -> Any:
+    jit: Any = torch.jit  # untyped where torch brings types
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     parts = {part for name in names for part in name.split("/")}
     with warnings.catch_warnings():
@@ -100,7 +101,7 @@ def _read_program(path: Path, target: torch.device) -> Any:
         if "archive_format" in parts:
             return torch.export.load(path).module().to(target)
         if "constants.pkl" in parts:
-            return torch.jit.load(path, map_location=target).eval()
+            return jit.load(path, map_location=target).eval()
     raise ModelLoadError(
         f"{path} is neither a TorchScript archive (torch.jit.save) nor a torch.export program (torch.export.save); "
         "export the model as one of them"

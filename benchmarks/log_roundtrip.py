@@ -1,0 +1,210 @@
+"""How fast the embedded log carries records: round trips one at a time, and echoes between two processes.
+
+`python -P -m benchmarks.log_roundtrip` starts a log of its own on a temporary folder; `--bootstrap HOST:PORT` measures
+a running broker instead, Apache Kafka for example. It prints its figures and writes them to build/bench/log.json.
+
+- round trip: produce one record, fetch it, produce the next; the second half must not be slower than the first.
+- echo: one process sends requests and keeps N in flight, another fetches them and sends each back on a reply topic,
+  with the clients' settings of the fleet. `log CPU` is the share of one core that the log itself took meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import uvloop
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+VALUE = bytes(256)
+FLAT = 1.5  # the late round trips may take this much longer than the early ones
+
+
+def producer_of(bootstrap: str) -> AIOKafkaProducer:
+    return AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, linger_ms=0, max_batch_size=256 * 1024
+    )
+
+
+async def consumer_of(bootstrap: str, topic: str) -> AIOKafkaConsumer:
+    """A consumer of the topic's only partition, from its end on."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=50, auto_offset_reset="latest")
+    await consumer.start()
+    partition = TopicPartition(topic, 0)
+    consumer.assign([partition])
+    consumer.seek(partition, (await consumer.end_offsets([partition]))[partition])
+    return consumer
+
+
+async def create_topics(bootstrap: str, *names: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    await admin.create_topics([NewTopic(name, 1, 1, topic_configs=stamped) for name in names])
+    await admin.close()
+
+
+async def round_trips(bootstrap: str, count: int) -> dict[str, float]:
+    """Milliseconds from the send of one record to its arrival, at the start and after `count` one-record batches."""
+    topic = f"trip-{uuid4().hex[:8]}"
+    await create_topics(bootstrap, topic)
+    producer, consumer = producer_of(bootstrap), await consumer_of(bootstrap, topic)
+    await producer.start()
+    took: list[float] = []
+    for number in range(count):
+        sent = time.perf_counter()
+        acknowledged = await producer.send(topic, VALUE, partition=0)
+        record = await consumer.getone()
+        took.append((time.perf_counter() - sent) * 1000)
+        assert record.offset == number
+        await acknowledged
+    await producer.stop()
+    await consumer.stop()
+    window = max(min(2000, count // 4), 1)
+    first, last = took[:window], took[-window:]
+    return {
+        "batches": count,
+        "first_p50_ms": statistics.median(first),
+        "last_p50_ms": statistics.median(last),
+        "last_p99_ms": sorted(last)[int(len(last) * 0.99)],
+    }
+
+
+async def fill(bootstrap: str, topic: str, count: int) -> None:
+    """One-record batches, many at once: nothing can be batched that is sent before the last one was taken."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=False, max_batch_size=1)
+    await producer.start()
+    for _ in range(count):
+        await producer.send(topic, VALUE, partition=0)
+    await producer.flush()
+    await producer.stop()
+
+
+async def echo_worker(bootstrap: str, requests: str, replies: str) -> None:
+    """Send every request back, until killed."""
+    producer, consumer = producer_of(bootstrap), await consumer_of(bootstrap, requests)
+    await producer.start()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while True:
+        for records in (await consumer.getmany(timeout_ms=1000)).values():
+            for record in records:
+                await producer.send(replies, record.value, key=record.key, partition=0)
+
+
+async def call(bootstrap: str, requests: str, replies: str, *, in_flight: int, count: int) -> dict[str, float]:
+    """Send `count` requests with so many in flight; each must come back once."""
+    producer, consumer = producer_of(bootstrap), await consumer_of(bootstrap, replies)
+    await producer.start()
+    sent_at: dict[bytes, float] = {}
+    took: list[float] = []
+    started, number = time.perf_counter(), 0
+    while len(took) < count:
+        while len(sent_at) < in_flight and number < count:
+            key = b"%d" % number
+            sent_at[key] = time.perf_counter()
+            await producer.send(requests, VALUE, key=key, partition=0)
+            number += 1
+        for records in (await consumer.getmany(timeout_ms=1000)).values():
+            now = time.perf_counter()
+            took.extend((now - sent_at.pop(record.key)) * 1000 for record in records)
+    elapsed = time.perf_counter() - started
+    await producer.stop()
+    await consumer.stop()
+    took.sort()
+    return {"per_s": count / elapsed, "p50_ms": took[count // 2], "p99_ms": took[int(count * 0.99)], "s": elapsed}
+
+
+async def echo(bootstrap: str, *, in_flight: int, count: int, server: psutil.Process | None) -> dict[str, float]:
+    requests, replies = f"req-{uuid4().hex[:8]}", f"rep-{uuid4().hex[:8]}"
+    await create_topics(bootstrap, requests, replies)
+    command = [sys.executable, "-P", "-m", "benchmarks.log_roundtrip", "--bootstrap", bootstrap]
+    worker = await asyncio.create_subprocess_exec(
+        *command, "--worker", requests, replies, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert worker.stdout is not None
+        assert await worker.stdout.readline() == b"ready\n"
+        await call(bootstrap, requests, replies, in_flight=in_flight, count=min(count, 2000))  # warm up
+        before = cpu_seconds(server)
+        figures = await call(bootstrap, requests, replies, in_flight=in_flight, count=count)
+        figures["log_cpu"] = (cpu_seconds(server) - before) / figures["s"]
+    finally:
+        worker.kill()
+        await worker.wait()
+    return figures
+
+
+def cpu_seconds(server: psutil.Process | None) -> float:
+    if server is None:
+        return 0.0
+    times = server.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextlib.contextmanager
+def own_log() -> Iterator[tuple[str, psutil.Process]]:
+    """An embedded log on a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="log-bench-") as folder:
+        command = [sys.executable, "-P", "-m", "deploy.embedded.log_server", "--data", folder, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1], psutil.Process(process.pid)
+            process.terminate()
+
+
+async def measure(bootstrap: str, server: psutil.Process | None, options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {"round_trip": await round_trips(bootstrap, options.round_trips)}
+    for in_flight in options.in_flight:
+        count = options.echoes if in_flight > 1 else min(options.echoes, 5000)
+        figures[f"echo_{in_flight}"] = await echo(bootstrap, in_flight=in_flight, count=count, server=server)
+    if server is not None:
+        figures["log_resident_mib"] = server.memory_info().rss / (1 << 20)
+    return figures
+
+
+def show(figures: dict[str, Any]) -> None:
+    for name, row in figures.items():
+        cells = row.items() if isinstance(row, dict) else [("", row)]
+        print(f"{name:16}", "  ".join(f"{key} {value:,.2f}" for key, value in cells))
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bootstrap", help="measure this broker instead of an embedded log of its own")
+    parser.add_argument("--round-trips", type=int, default=4000)
+    parser.add_argument("--echoes", type=int, default=60_000)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 256, 1024])
+    parser.add_argument("--out", type=Path, default=Path("build/bench/log.json"))
+    parser.add_argument("--worker", nargs=2, metavar=("REQUESTS", "REPLIES"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    options = parse()
+    if options.worker:
+        uvloop.run(echo_worker(options.bootstrap, *options.worker))
+        return
+    with contextlib.ExitStack() as stack:
+        bootstrap, server = (options.bootstrap, None) if options.bootstrap else stack.enter_context(own_log())
+        figures = uvloop.run(measure(bootstrap, server, options))
+    show(figures)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The only door to aiokafka: settings in, our errors out, and the library's traps kept behind it."""
+
+from contracts.adapters.kafka.admin import Admin
+from contracts.adapters.kafka.connection import (
+    LOG_APPEND_TIME,
+    MAX_REQUEST_BYTES,
+    Ack,
+    GroupHasMembers,
+    OffsetOutOfRange,
+    Outgoing,
+    Partition,
+    Record,
+    TopicMissing,
+    connection_options,
+    translate,
+)
+from contracts.adapters.kafka.producer import Producer
+from contracts.adapters.kafka.reader import Reader
+
+__all__ = [
+    "LOG_APPEND_TIME",
+    "MAX_REQUEST_BYTES",
+    "Ack",
+    "Admin",
+    "GroupHasMembers",
+    "OffsetOutOfRange",
+    "Outgoing",
+    "Partition",
+    "Producer",
+    "Reader",
+    "Record",
+    "TopicMissing",
+    "connection_options",
+    "translate",
+]

@@ -1,0 +1,145 @@
+"""Reading partitions that somebody else assigned.
+
+What to know about aiokafka 0.14: a second `assign()` throws away positions, pauses, buffers and running fetches of
+*all* partitions, so a reader assigns whole topics once, paused, and a claim is `seek` + `resume`. `getmany` moves the
+position when it returns: what its caller then drops is never seen again, so a poll is never cancelled and never wrapped
+in a timeout. One fetch per broker is under way at a time, and a resumed partition waits for the running long poll:
+hence the short `fetch_max_wait_ms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka import errors as kafka_errors
+
+from contracts.adapters.kafka.connection import (
+    FAILURES,
+    MAX_REQUEST_BYTES,
+    STOP_SECONDS,
+    OffsetOutOfRange,
+    Partition,
+    Record,
+    connection_options,
+    translate,
+)
+from contracts.errors import TransportError
+from contracts.settings import KafkaSettings
+
+FETCH_WAIT_MS = 50
+FETCH_BYTES = 16 * 1024 * 1024
+
+
+class Reader:
+    """Reads partitions that somebody else assigned; commits under a group id that nobody joins."""
+
+    def __init__(self, settings: KafkaSettings, group: str | None = None) -> None:
+        self._settings = settings
+        self._group = group
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def open(self) -> None:
+        """Connect. Raises TransportError when no broker answers."""
+        consumer = AIOKafkaConsumer(
+            **connection_options(self._settings),
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_bytes=FETCH_BYTES,
+            max_partition_fetch_bytes=2 * MAX_REQUEST_BYTES,
+        )
+        try:
+            await consumer.start()
+        except FAILURES as exc:
+            with contextlib.suppress(*FAILURES):
+                await consumer.stop()
+            raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
+        self._consumer = consumer
+
+    async def close(self) -> None:
+        """Disconnect, within a few seconds; idempotent. Commits nothing."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with contextlib.suppress(*FAILURES):
+                await asyncio.wait_for(consumer.stop(), STOP_SECONDS)
+
+    @property
+    def _live(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            msg = "the reader is not open"
+            raise TransportError(msg)
+        return self._consumer
+
+    def assign(self, partitions: Sequence[Partition]) -> None:
+        """Make exactly these partitions readable, all paused; ends every earlier claim of this reader.
+
+        No await may come between the three steps, or a fetch would start at a position that nobody chose.
+        """
+        consumer = self._live
+        consumer.assign(partitions)
+        consumer.pause(*partitions)
+        for partition in partitions:
+            consumer.seek(partition, 0)
+
+    def begin(self, partition: Partition, offset: int) -> None:
+        """Read a partition from `offset` on."""
+        self._live.seek(partition, offset)
+        self._live.resume(partition)
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Move a partition's position."""
+        self._live.seek(partition, offset)
+
+    def pause(self, *partitions: Partition) -> None:
+        """Stop fetching; what was fetched but not taken is thrown away and fetched again on resume."""
+        self._live.pause(*partitions)
+
+    def resume(self, *partitions: Partition) -> None:
+        """Go on fetching."""
+        self._live.resume(*partitions)
+
+    async def poll(
+        self, *partitions: Partition, max_records: int | None = None, timeout_ms: int = 100
+    ) -> dict[Partition, list[Record]]:
+        """Take what was fetched, of these partitions or of all. Never cancel it: what it took would be lost.
+
+        Raises OffsetOutOfRange and TransportError.
+        """
+        try:
+            found: dict[Partition, list[Record]] = await self._live.getmany(
+                *partitions, timeout_ms=timeout_ms, max_records=max_records
+            )
+        except kafka_errors.OffsetOutOfRangeError as exc:
+            raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
+        except FAILURES as exc:
+            raise translate(exc, "fetching") from exc
+        return found
+
+    async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+        """For each partition the first offset of its log and the one after its last."""
+        try:
+            first = await self._live.beginning_offsets(partitions)
+            end = await self._live.end_offsets(partitions)
+        except FAILURES as exc:
+            raise translate(exc, "reading the bounds of partitions") from exc
+        return {partition: (first[partition], end[partition]) for partition in partitions}
+
+    async def committed(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
+        """For each partition the committed offset, None when there is none."""
+        reads = asyncio.gather(*(self._live.committed(partition) for partition in partitions))
+        try:
+            found = await asyncio.wait_for(reads, self._settings.request_timeout_seconds)
+        except FAILURES as exc:
+            raise translate(exc, "reading committed offsets") from exc
+        return {p: None if offset is None else int(offset) for p, offset in zip(partitions, found, strict=True)}
+
+    async def commit(self, offsets: Mapping[Partition, int], *, timeout_seconds: float = 5.0) -> None:
+        """Commit; an error leaves the outcome unknown. Raises GroupHasMembers and TransportError."""
+        try:
+            await asyncio.wait_for(self._live.commit(dict(offsets)), timeout_seconds)
+        except FAILURES as exc:
+            raise translate(exc, "committing") from exc
