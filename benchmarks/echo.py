@@ -39,7 +39,7 @@ from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
 
 MODEL = ModelVersion("rowhash", 1)
-FOLDER = Path(__file__).parent.parent / "deploy/fleet/models/rowhash/1"
+FOLDER = Path(__file__).resolve().parent.parent / "deploy/fleet/models/rowhash/1"
 _row_hash = cast("Callable[[Any], Any]", runpy.run_path(str(FOLDER / "model.py"))["row_hash"])
 _WARM_UP = 3_000
 _SEQUENTIAL = 2_000
@@ -101,6 +101,7 @@ async def measure(stack: EmbeddedStack, name: str, requests: int, in_flight: int
         echo = Echo(client, _WARM_UP + _SEQUENTIAL + requests)
         await echo.run(in_flight, 0, _WARM_UP)
         await echo.run(1, _WARM_UP, _WARM_UP + _SEQUENTIAL)
+        print(f"{name}: {requests:,} requests, {in_flight} in flight …", file=sys.stderr)
         before = cpu_seconds(stack)
         seconds = await echo.run(in_flight, _WARM_UP + _SEQUENTIAL, _WARM_UP + _SEQUENTIAL + requests)
         after = cpu_seconds(stack)

@@ -44,7 +44,7 @@ async def control(stack: EmbeddedStack) -> AsyncIterator[tuple[Registry, Leases]
 
 async def deploy(registry: Registry, folder: Path, deployment: DeploymentSpec) -> None:
     """Register the model in `folder` and ask for its deployment."""
-    await registry.put_models([_read(folder.absolute())])
+    await registry.put_models([_read(folder)])
     await registry.put_deployment(deployment)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import cast
 
 import msgspec
 
@@ -95,7 +96,10 @@ def encode_request(inputs: Sequence[Tensor], parameters: dict[str, object] | Non
 
 def _collect(pairs: Headers) -> dict[str, bytes]:
     """Headers by name, the last of a name winning; a null value reads as an empty one."""
-    return {name: value or b"" for name, value in pairs}
+    found = dict(pairs)
+    if None in found.values():
+        return {name: value or b"" for name, value in found.items()}
+    return cast("dict[str, bytes]", found)
 
 
 def decode_address(pairs: Headers) -> tuple[str, ReplyAddress | None]:

@@ -20,6 +20,9 @@ from contracts.errors import HeadraceError
 
 log = logging.getLogger(__name__)
 
+# Before Python 3.12 `asyncio.wait_for`, which the client libraries use, can lose a cancellation.
+CANCEL_AGAIN_SECONDS = 1.0
+
 
 class Deadline:
     """A point in monotonic time that all steps of a stop share."""
@@ -86,16 +89,14 @@ class Loops:
     async def stop(self) -> None:
         """Cancel the loops that still run and wait until they have ended; errors they end with are logged."""
         tasks, self._tasks = self._tasks, []
+        while running := [task for task in tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
         for task in tasks:
-            task.cancel()
-        for task in tasks:
-            try:
-                await task
-            except asyncio.CancelledError:
-                if not task.done():  # we are being cancelled, not the task
-                    raise
-            except Exception:
-                log.exception("%s failed while stopping", task.get_name())
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                log.error("%s failed while stopping", task.get_name(), exc_info=error)
 
 
 async def run_until_signal(service: Service, *, stop_seconds: float = 25.0) -> int:

@@ -210,7 +210,7 @@ def _entry(raw: Sequence[Any]) -> StreamEntry:
 
 def _client(url: str, connect_timeout: float) -> Redis:
     # With a socket timeout the library sends inside asyncio.wait_for, which before Python 3.12 loses a cancellation
-    # that comes just when the bytes are written: a task that is cancelled would go on. So the calls here have the limit.
+    # that comes just when the bytes are written: a cancelled task would go on. So each call has the limit instead.
     connections = BlockingConnectionPool.from_url(
         url,
         max_connections=_MAX_CONNECTIONS,

@@ -1,0 +1,5 @@
+"""`python -P -m deploy.cli`: the same as `headrace`."""
+
+from deploy.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""The commands put together, and what becomes of their errors.
+
+Exit status: 0 done, 1 failed, 2 called wrongly (an argument, a file or a setting), 3 not ready in time; 130 after
+Ctrl-C. An error is a sentence on standard error that says what to do next; a traceback only with
+HEADRACE_LOG__LEVEL=DEBUG.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from contracts.errors import ConfigurationError, HeadraceError
+from deploy.cli import apply, demo, drain, environment, infer, models, scale, status, up
+from deploy.cli.errors import NotReady
+
+FAILED, CALLED_WRONGLY, NOT_READY, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="headrace",
+    help="Inference requests through Kafka topics to a leased pool of GPU and CPU workers, in dynamic batches.",
+    epilog="Exit status: 0 done, 1 failed, 2 called wrongly, 3 not ready in time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(is_asked: bool) -> None:  # noqa: FBT001 - the callback's signature is typer's
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"headrace {version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("apply")(apply.apply)
+app.command("status")(status.status)
+app.command("infer")(infer.infer)
+app.command("scale")(scale.scale)
+app.command("drain")(drain.drain)
+app.command("models")(models.models)
+app.command("env")(environment.environment)
+
+
+def run() -> None:
+    """Run the command that was asked for; ends the process."""
+    try:
+        app(prog_name="headrace")
+    except HeadraceError as exc:
+        raise SystemExit(_report(exc)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `headrace status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _report(exc: HeadraceError) -> int:
+    if os.environ.get("HEADRACE_LOG__LEVEL", "").upper() == "DEBUG":
+        import traceback
+
+        traceback.print_exception(exc)
+    print(f"headrace: {exc}", file=sys.stderr)
+    if isinstance(exc, NotReady):
+        return NOT_READY
+    return CALLED_WRONGLY if isinstance(exc, ConfigurationError) else FAILED

@@ -1,0 +1,113 @@
+"""What applying a fleet file would change. Pure: the registry's state and a file's content in, a list of changes out.
+
+Models come before the deployments that run them, deployments before the routes that name them; removals come last, in
+the opposite order, so that no reader of the registry ever sees a name without what it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from msgspec import Struct
+from pydantic import BaseModel
+
+from contracts.adapters.registry import RegisteredModel, RegistryState
+from contracts.errors import ConfigurationError
+from contracts.names import ModelVersion
+from contracts.specs import FleetSpec
+from contracts.topics import collides
+
+Kind = Literal["model", "deployment", "route"]
+Verb = Literal["created", "changed", "unchanged", "removed", "left"]
+_SHORT_DIGEST = 19  # "sha256:" and twelve digits
+
+
+class Change(Struct, frozen=True):
+    """One thing and what happens to it."""
+
+    kind: Kind
+    name: str
+    change: Verb
+    detail: str = ""
+
+
+def changes(
+    spec: FleetSpec,
+    models: Mapping[ModelVersion, RegisteredModel],
+    state: RegistryState,
+    *,
+    prune: bool = False,
+    replace: bool = False,
+) -> list[Change]:
+    """What to do. Raises ConfigurationError for what must not be done."""
+    _check_immutable(models, state, replace=replace)
+    _check_names(models, state)
+    _check_routes(spec, state, prune=prune)
+    deployments = {deployment.key: deployment for deployment in spec.deployments}
+    return [
+        *(_change("model", str(key), model, state.models.get(key)) for key, model in models.items()),
+        *(_change("deployment", str(key), wanted, state.deployments.get(key)) for key, wanted in deployments.items()),
+        *(_change("route", name, route, state.routes.get(name)) for name, route in spec.routes.items()),
+        *_others("route", sorted(set(state.routes) - set(spec.routes)), prune=prune),
+        *_others("deployment", [str(key) for key in sorted(set(state.deployments) - set(deployments))], prune=prune),
+    ]
+
+
+def _check_immutable(models: Mapping[ModelVersion, RegisteredModel], state: RegistryState, *, replace: bool) -> None:
+    for key, model in models.items():
+        known = state.models.get(key)
+        if known is not None and known.digest != model.digest and not replace:
+            msg = (
+                f"the files of {key} are not those that were registered ({known.digest[:_SHORT_DIGEST]}… then, "
+                f"{model.digest[:_SHORT_DIGEST]}… now): a version never changes, so give the new files a new version "
+                "number (--replace overrides this where nobody else uses the fleet)"
+            )
+            raise ConfigurationError(msg)
+
+
+def _check_names(models: Mapping[ModelVersion, RegisteredModel], state: RegistryState) -> None:
+    known = {key.model for key in state.models}
+    for key in models:
+        twin = next((name for name in sorted(known) if collides(key.model, name)), None)
+        if twin is not None:
+            msg = f"models {key.model} and {twin} (registered) would share Kafka metrics; rename one of them"
+            raise ConfigurationError(msg)
+
+
+def _check_routes(spec: FleetSpec, state: RegistryState, *, prune: bool) -> None:
+    deployed = {deployment.key for deployment in spec.deployments} | (set() if prune else set(state.deployments))
+    for name, route in spec.routes.items():
+        if ModelVersion(name, route.default) not in deployed:
+            msg = f"the route of {name} leads to version {route.default}, which is not deployed: add that deployment"
+            raise ConfigurationError(msg)
+
+
+def _change(kind: Kind, name: str, wanted: BaseModel, known: BaseModel | None) -> Change:
+    if known is None:
+        return Change(kind, name, "created")
+    if known == wanted:
+        return Change(kind, name, "unchanged")
+    return Change(kind, name, "changed", "; ".join(_differences(known.model_dump(), wanted.model_dump())))
+
+
+def _differences(before: Mapping[str, object], after: Mapping[str, object], path: str = "") -> Iterator[str]:
+    for name in after:
+        old, new = before.get(name), after[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{path}{name}.")
+        elif old != new:
+            yield f"{path}{name}: {_brief(old)} → {_brief(new)}"
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return f"{text[:_SHORT_DIGEST]}…" if text.startswith("sha256:") else text
+
+
+def _others(kind: Kind, names: list[str], *, prune: bool) -> Iterator[Change]:
+    for name in names:
+        if prune:
+            yield Change(kind, name, "removed", "not in the file")
+        else:
+            yield Change(kind, name, "left", "not in the file; --prune removes it")

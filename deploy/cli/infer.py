@@ -1,0 +1,102 @@
+"""`headrace infer`: one request from the shell, through everything that a program's request goes through."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from contracts.errors import ConfigurationError, ModelNotFound
+from deploy.cli.options import AsJson, Data
+
+if TYPE_CHECKING:
+    from contracts.messages import Response
+    from contracts.settings import HeadraceSettings
+    from contracts.specs import ModelSpec
+
+_INBOX = {"name": "cli", "partitions": 16}
+
+
+def infer(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@VERSION]", help="Without a version the route decides.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=@FILE.npy|NAME=JSON", help="One input; rows first. Repeatable."),
+    ] = None,
+    input_json: Annotated[
+        str, typer.Option("--input-json", metavar="FILE|-", help="All inputs as JSON, from a file or standard input.")
+    ] = "",
+    ttl: Annotated[
+        float, typer.Option("--ttl", metavar="SECONDS", min=0.001, help="How long an answer is of use.")
+    ] = 30.0,
+    data: Data = None,
+    *,
+    json: AsJson = False,
+) -> None:
+    """Ask a model, and print its outputs and where the time went.
+
+    JSON inputs have the form of the Open Inference Protocol, or map names to nested lists.
+    """
+    from deploy.cli import connection
+
+    if bool(inputs) == bool(input_json):
+        msg = "give the inputs either as --input NAME=VALUE (once for each) or as --input-json FILE"
+        raise ConfigurationError(msg)
+    text = _read(input_json) if input_json else ""
+    response = connection.run(_infer(connection.load(data), model, inputs or [], text, ttl))
+    _show(response, as_json=json)
+
+
+def _read(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        msg = f"{name} cannot be read: {exc}"
+        raise ConfigurationError(msg) from exc
+
+
+async def _infer(settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float) -> Response:
+    from contracts.settings import load_settings
+    from deploy.cli.connection import open_control
+    from deploy.cli.inputs import parse_inputs, parse_json
+    from producer.client import InferenceClient
+    from producer.settings import ClientSettings
+
+    async with open_control(settings) as control:
+        state = await control.registry.snapshot()
+        spec = _spec(state, model)
+    arrays, parameters = parse_json(text, spec) if text else (parse_inputs(inputs, spec), {})
+    client_settings = load_settings(ClientSettings, inbox=_INBOX)
+    async with InferenceClient(client_settings) as client:
+        return await client.infer(
+            str(spec.key), arrays, parameters=parameters or None, ttl_seconds=ttl, raise_on_error=False
+        )
+
+
+def _spec(state: Any, model: str) -> ModelSpec:
+    """The model version that answers. Raises ModelNotFound with what there is."""
+    from contracts.names import ModelVersion
+    from contracts.routing import pin
+
+    name, number = (ModelVersion.parse(model)) if "@" in model else (model, None)
+    key = pin(name, number, routes=state.routes, deployed=state.deployments)
+    if key not in state.models:
+        msg = f"{key} is deployed but not registered: apply its fleet file again"
+        raise ModelNotFound(msg)
+    found: ModelSpec = state.models[key].spec
+    return found
+
+
+def _show(response: Response, *, as_json: bool) -> None:
+    from deploy.cli.inputs import response_json, response_text
+    from deploy.cli.output import print_json
+
+    if as_json:
+        print_json(response_json(response))
+        if response.error is not None:
+            raise typer.Exit(1)
+        return
+    response.raise_for_status()
+    print(response_text(response))

@@ -1,0 +1,86 @@
+"""A fleet file and the model folders that it names, read from disk and checked before anything is changed.
+
+A model version is immutable, so what is registered is a digest of every file in its folder: the sha256 of the sorted
+list of their names and their own sha256 sums, in the form that `sha256sum` prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.adapters.registry import RegisteredModel
+from contracts.errors import ConfigurationError
+from contracts.specs import DeploymentSpec, FleetSpec, parse_fleet, parse_model
+
+MODEL_FILE = "model.yaml"
+_RUNS_CODE = {"python": "its backend runs model.py", "torch": "a torch artefact can run code"}
+
+
+@dataclass(frozen=True)
+class FleetFile:
+    """What a fleet file asks for, with every model version that it deploys."""
+
+    path: Path
+    spec: FleetSpec
+    models: tuple[RegisteredModel, ...]
+
+
+def read_fleet(path: Path) -> FleetFile:
+    """Read a fleet file and its models. Raises ConfigurationError with the file, the fault and the remedy."""
+    spec = parse_fleet(_text(path, "fleet file"), str(path))
+    folder = _models_folder(path, spec.models)
+    return FleetFile(path, spec, tuple(_read_model(folder, deployment) for deployment in spec.deployments))
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        msg = f"there is no {what} {path}"
+    except (OSError, UnicodeDecodeError) as exc:
+        msg = f"the {what} {path} cannot be read: {exc}"
+    raise ConfigurationError(msg)
+
+
+def _models_folder(path: Path, models: str) -> Path:
+    place = models.removeprefix("file://")
+    if "://" in place:
+        msg = f"{path}: models at {models} cannot be read; only folders of this machine can, by path or file:// URL"
+        raise ConfigurationError(msg)
+    return (path.absolute().parent / Path(place).expanduser()).resolve()
+
+
+def _read_model(models: Path, deployment: DeploymentSpec) -> RegisteredModel:
+    folder = models / deployment.model / str(deployment.version)
+    source = folder / MODEL_FILE
+    if not source.is_file():
+        msg = f"{deployment.key} has no {MODEL_FILE}: expected at {source}"
+        raise ConfigurationError(msg)
+    spec = parse_model(_text(source, "model file"), str(source))
+    if spec.key != deployment.key:
+        msg = f"{source} says {spec.key}, but its folder is that of {deployment.key}; correct name and version"
+        raise ConfigurationError(msg)
+    if not (folder / spec.artefact_name).is_file():
+        artefact = folder / spec.artefact_name
+        msg = f"{deployment.key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
+        raise ConfigurationError(msg)
+    if spec.backend in _RUNS_CODE and not deployment.allow_code:
+        msg = (
+            f"{deployment.key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
+            "deployment if you trust it"
+        )
+        raise ConfigurationError(msg)
+    return RegisteredModel(spec=spec, uri=str(folder), digest=digest_folder(folder))
+
+
+def digest_folder(folder: Path) -> str:
+    """The digest of all files below a folder, without caches and hidden files."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inner.parts):
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {inner.as_posix()}\n")
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"

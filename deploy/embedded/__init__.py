@@ -1,0 +1,1 @@
+"""A broker and a Redis on loopback, found or started for one machine."""

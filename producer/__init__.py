@@ -1,0 +1,1 @@
+"""Clients: publish requests, await their responses."""

@@ -1,0 +1,46 @@
+"""What is refused before it is published. Pure.
+
+A request that is knowably wrong would come back as an error response some milliseconds later; refused here it costs
+neither the broker nor a worker anything, and the traceback points at the caller's own line.
+"""
+
+from __future__ import annotations
+
+from contracts.codec import MAX_INLINE_BYTES
+from contracts.errors import InvalidRequest
+from contracts.messages import MAX_TTL_MS
+from contracts.names import is_request_id
+
+_ENVELOPE_BYTES = 4096  # names, shapes and parameters beside the tensors' own bytes, roughly
+
+
+def check_size(size: int, what: str = "the request's body") -> None:
+    """Raise InvalidRequest for a body that may not travel in a record."""
+    if size > MAX_INLINE_BYTES:
+        msg = (
+            f"{what} has {size:,} bytes; at most {MAX_INLINE_BYTES:,} travel inside a request: "
+            "send fewer rows per request, or a smaller datatype"
+        )
+        raise InvalidRequest(msg)
+
+
+def check_tensor_bytes(size: int) -> None:
+    """The same before encoding, so that an enormous array is not copied first."""
+    if size > MAX_INLINE_BYTES + _ENVELOPE_BYTES:
+        check_size(size, "the inputs' data")
+
+
+def ttl_ms(seconds: float) -> int:
+    """A time to live as it stands on the wire. Raises InvalidRequest when there is no such ttl."""
+    if not 0 < seconds <= MAX_TTL_MS / 1000:  # also refuses NaN
+        msg = f"ttl_seconds must be above 0 and at most {MAX_TTL_MS // 1000}, not {seconds}"
+        raise InvalidRequest(msg)
+    return max(1, round(seconds * 1000))
+
+
+def check_request_id(request_id: str) -> str:
+    """Return a caller's request id. Raises InvalidRequest when it is none."""
+    if not is_request_id(request_id):
+        msg = "request_id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
+        raise InvalidRequest(msg)
+    return request_id

@@ -1,0 +1,396 @@
+"""The asynchronous client: publish requests, await their responses.
+
+    async with InferenceClient(bootstrap="127.0.0.1:9092") as client:
+        response = await client.infer("digits", {"image": image})
+
+A request is accepted once it is queued, and ends exactly once: in a response, or at ttl + grace in DEADLINE_EXCEEDED
+answered here. Any number of tasks share one client. Per request there is one future and no task and no timer: one loop
+reads responses, one looks whether anything is due.
+
+A task that is cancelled while it awaits `infer` frees its place in the window at once and leaves a tombstone, so that
+workers need not compute what nobody wants; nobody else notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from contracts import topics
+from contracts.adapters.cancels import Cancels
+from contracts.adapters.inboxes import Inboxes
+from contracts.adapters.redis import RedisDoor
+from contracts.adapters.registry import Registry
+from contracts.clock import Clock, SystemClock
+from contracts.codec import decode_address, encode_headers
+from contracts.errors import ClientClosed, InvalidRequest, TransportError
+from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
+from contracts.service import Loops
+from contracts.settings import load_settings
+from producer.admission import check_request_id, ttl_ms
+from producer.directory import Directory
+from producer.fanout import FanOut
+from producer.handle import Handle
+from producer.inbox import Inbox
+from producer.metrics import CLIENTS, ClientStats
+from producer.outbox import Outbox
+from producer.pending import Outgoing, Pending, Waiter
+from producer.plan import Inputs, ModelPlan
+from producer.settings import ClientSettings
+from producer.tombstones import Tombstones
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.05  # how late a local DEADLINE_EXCEEDED may be
+_STOP_SECONDS = 5.0
+_MAX_TAILS = 1024  # callers use few different ttls; this only bounds those that use many
+_ID_BITS = 2**48 - 1
+
+_Tail = tuple[list[tuple[str, bytes]], float]
+
+
+class InferenceClient:
+    """Sends inference requests and hands each response to whoever asked."""
+
+    def __init__(
+        self,
+        settings: ClientSettings | None = None,
+        *,
+        bootstrap: str | None = None,
+        redis: str | None = None,
+        inbox: str | None = None,
+        max_in_flight: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Settings come from the argument, or from the keywords and then the environment; connects in `open`."""
+        self._settings = settings = settings or _from_keywords(bootstrap, redis, inbox, max_in_flight)
+        self._clock = clock or SystemClock()
+        self._pending = Pending(limit=settings.client.max_in_flight, limit_bytes=settings.client.max_in_flight_bytes)
+        self._prefix = secrets.token_hex(10)  # with 48 counted bits: unique, for a tenth of the cost of a random id
+        self._numbers = itertools.count(secrets.randbits(32))
+        self._tails: dict[float | None, _Tail] = {}
+        self._broken: TransportError | None = None
+        self._is_open = False
+        self._is_closed = False
+        self._closing = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Connect, lease an inbox and read the registry.
+
+        Raises TransportError when Kafka or Redis cannot be reached, Overloaded when all inboxes are taken.
+        """
+        settings = self._settings
+        self._loop = asyncio.get_running_loop()
+        self._loops = Loops("headrace.client")
+        self._redis = await RedisDoor.open(settings.redis.url.get_secret_value(), prefix=settings.redis.prefix)
+        self._tombstones = Tombstones(Cancels(self._redis))
+        self._outbox = Outbox(settings.kafka, self._pending, self._clock)
+        self._inbox = Inbox(
+            settings.kafka,
+            settings.inbox,
+            Inboxes(self._redis),
+            self._pending,
+            clock=self._clock,
+            moved=self._tails.clear,
+        )
+        self._directory = Directory(
+            Registry(self._redis, settings.redis.pool),
+            self._outbox,
+            prefix=settings.kafka.prefix,
+            refresh_seconds=settings.client.refresh_seconds,
+            longest_run=settings.client.run_records,
+        )
+        self._plans = self._directory.plans
+        self._is_open = True
+        try:
+            await self._directory.open()
+            await self._outbox.open()
+            await self._inbox.open()
+        except BaseException:
+            await self.close()
+            raise
+        self._start_loops()
+        CLIENTS.add(self)
+        return self
+
+    def _start_loops(self) -> None:
+        self._loops.spawn("inbox", self._inbox.poll_loop())
+        self._loops.spawn("lease", self._inbox.renew_loop())
+        self._loops.spawn("recovery", self._outbox.recover_loop())
+        self._loops.spawn("registry", self._directory.refresh_loop())
+        self._loops.spawn("tombstones", self._tombstones.write_loop())
+        self._loops.spawn("expiry", self._expire_loop())
+        self._watch = self._loop.create_task(self._watch_loops(), name="headrace.client.watch")
+
+    async def _watch_loops(self) -> None:
+        """A loop that ends by itself leaves callers waiting for nothing: tell them all."""
+        try:
+            await self._loops.wait()
+        except Exception as exc:
+            log.exception("the client cannot go on")
+            self._broken = TransportError(f"the client cannot go on, one of its loops failed: {exc!r}")
+            self._pending.fail_all(self._broken)
+
+    async def close(self) -> None:
+        """Fail every waiter with ClientClosed, give the inbox back, disconnect. Idempotent."""
+        self._is_closed = True
+        self._pending.fail_all(ClientClosed("the client was closed; requests in flight may still be carried out"))
+        async with self._closing:
+            if not self._is_open:
+                return
+            if self._watch is not None:
+                self._watch.cancel()
+            self._inbox.stop()
+            await self._loops.join("inbox", _STOP_SECONDS)
+            await self._loops.stop()
+            CLIENTS.remove(self)
+            await self._tombstones.flush()
+            await self._outbox.close()
+            await self._inbox.close()
+            await self._redis.close()
+            self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_is_open", False):
+            _warn(f"{self!r} was not closed: its callers may wait for ever", ResourceWarning, source=self)
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None = None,
+        parameters: Parameters | None = None,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        key: str | bytes | None = None,
+        raise_on_error: bool = True,
+    ) -> Response:
+        """Ask a model and await its response.
+
+        `model` may be `name` (the route decides the version) or `name@version`. `inputs` maps names to arrays whose
+        first dimension is rows. Requests with the same `key` go to the same partition.
+
+        Raises the RequestError that a status other than OK stands for, unless `raise_on_error` is False. Raises
+        InvalidRequest for what is knowably wrong, Overloaded at once when the window is full, ModelNotFound,
+        ClientClosed and TransportError.
+        """
+        waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
+        try:
+            response = await future
+        except asyncio.CancelledError:
+            self._abandon(waiter)
+            raise
+        return response.raise_for_status() if raise_on_error else response
+
+    async def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None = None,
+        parameters: Parameters | None = None,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        key: str | bytes | None = None,
+    ) -> Handle:
+        """Send a request and return a handle of it, without waiting for the response. Errors as in `infer`."""
+        waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
+        return Handle(self, waiter, future)
+
+    async def map(
+        self,
+        model: str,
+        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        in_flight: int = 256,
+        ordered: bool = True,
+        raise_on_error: bool = False,
+        version: int | None = None,
+        parameters: Parameters | None = None,
+        ttl_seconds: float | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """Ask for each of many inputs, `in_flight` at a time, and yield the responses.
+
+        They come in the order of the inputs, or as they arrive. An error is a response with its status, unless
+        `raise_on_error`; what was refused before it was sent has no id. Leaving the loop early abandons the rest.
+        """
+        run = FanOut(limit=max(1, in_flight), ordered=ordered)
+        under_way: dict[str, Waiter] = {}
+
+        async def send(item: Inputs) -> asyncio.Future[Response]:
+            waiter, future = await self._dispatch(model, item, version, parameters, ttl_seconds, None, None)
+            under_way[waiter.id] = waiter
+            return future
+
+        feeder = self._loop.create_task(run.feed(inputs, send, model), name="headrace.client.map")
+        try:
+            while (response := await run.next()) is not None:
+                under_way.pop(response.id, None)
+                yield response.raise_for_status() if raise_on_error else response
+        finally:
+            feeder.cancel()
+            await asyncio.wait([feeder])
+            for waiter in under_way.values():
+                self._abandon(waiter)
+
+    async def publish(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        reply_to: str | ReplyAddress | None = None,
+        version: int | None = None,
+        parameters: Parameters | None = None,
+        ttl_seconds: float | None = None,
+        request_id: str | None = None,
+        key: str | bytes | None = None,
+    ) -> str:
+        """Send a request whose response goes to `reply_to` (`topic/partition/token`), or nowhere; return its id.
+
+        Returns once the broker has it. Raises as `infer` does before it sends.
+        """
+        plan = self._plan(model, version) or await self._directory.plan(model, version)
+        name = self._next_id() if request_id is None else check_request_id(request_id)
+        body = plan.encode(inputs, parameters)
+        ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
+        headers = encode_headers(RequestHeaders(name, self._address(reply_to), ttl_ms(ttl)))
+        partition = self._partition(plan, key, self._clock.monotonic())
+        await self._outbox.publish(Outgoing(plan.topic, partition, body, headers), ttl)
+        return name
+
+    async def withdraw(self, waiter: Waiter) -> None:
+        """Tell the workers that a request is not wanted any more; used by handles."""
+        await self._tombstones.write(waiter.id, max(1, self._ttl_left_ms(waiter)))
+
+    def stats(self) -> ClientStats:
+        """What this client has done so far."""
+        counts = msgspec.structs.asdict(self._pending.counts)
+        if not hasattr(self, "_inbox"):
+            return ClientStats(in_flight=len(self._pending), **counts)
+        return ClientStats(
+            in_flight=len(self._pending),
+            malformed=self._inbox.malformed,
+            inbox_moves=self._inbox.leases_lost,
+            rebuilds=self._outbox.rebuilds,
+            **counts,
+        )
+
+    # --- the hot path -------------------------------------------------------------------------------------------------
+
+    async def _dispatch(
+        self,
+        model: str,
+        inputs: Inputs,
+        version: int | None,
+        parameters: Parameters | None,
+        ttl_seconds: float | None,
+        request_id: str | None,
+        key: str | bytes | None,
+    ) -> tuple[Waiter, asyncio.Future[Response]]:
+        plan = self._plan(model, version) or await self._directory.plan(model, version)
+        body = plan.encode(inputs, parameters)
+        tail, patience = self._tails.get(ttl_seconds) or self._make_tail(ttl_seconds)
+        name = self._next_id() if request_id is None else check_request_id(request_id)
+        now = self._clock.monotonic()
+        partition = self._partition(plan, key, now)
+        future: asyncio.Future[Response] = self._loop.create_future()
+        record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail])
+        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record)
+        self._pending.add(waiter)
+        try:
+            await self._outbox.send(waiter)
+        except BaseException:
+            self._pending.give_up(name)
+            raise
+        return waiter, future
+
+    def _plan(self, model: str, version: int | None) -> ModelPlan | None:
+        if self._is_closed or self._broken is not None or not self._is_open:
+            raise self._unusable()
+        return self._plans.get(model if version is None else (model, version))
+
+    def _unusable(self) -> Exception:
+        if self._is_closed:
+            return ClientClosed("the client is closed")
+        if self._broken is not None:
+            return TransportError(*self._broken.args)
+        return ClientClosed("the client is not open: use `async with`, or await client.open()")
+
+    def _partition(self, plan: ModelPlan, key: str | bytes | None, now: float) -> int:
+        if key is None:
+            return plan.partitioner.next(now, len(self._pending))
+        return plan.partitioner.of_key(key.encode() if isinstance(key, str) else key)
+
+    def _next_id(self) -> str:
+        return f"{self._prefix}{next(self._numbers) & _ID_BITS:012x}"
+
+    def _make_tail(self, ttl_seconds: float | None) -> _Tail:
+        """The headers that all requests with one ttl share, and how long to wait for their responses."""
+        ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
+        pairs = encode_headers(RequestHeaders("-", self._inbox.address, ttl_ms(ttl)))
+        tail = [pair for pair in pairs if pair[0] != "id"], ttl + self._settings.client.grace_seconds
+        if len(self._tails) >= _MAX_TAILS:
+            self._tails.clear()
+        self._tails[ttl_seconds] = tail
+        return tail
+
+    def _address(self, reply_to: str | ReplyAddress | None) -> ReplyAddress | None:
+        if reply_to is None:
+            return None
+        _, address = decode_address([("id", b"-"), ("re", str(reply_to).encode())])
+        if address is None or not topics.is_replies(self._settings.kafka.prefix, address.topic):
+            prefix = topics.replies(self._settings.kafka.prefix, "<inbox>")
+            msg = f"reply_to must be {prefix}/<partition>/<token>, not {str(reply_to)!r}"
+            raise InvalidRequest(msg)
+        return address
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _abandon(self, waiter: Waiter) -> None:
+        if self._pending.give_up(waiter.id) is not None:
+            self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
+
+    def _ttl_left_ms(self, waiter: Waiter) -> int:
+        left = waiter.deadline - self._settings.client.grace_seconds - self._clock.monotonic()
+        return int(left * 1000)
+
+    async def _expire_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._pending.expire(self._clock.monotonic())
+
+
+def _from_keywords(
+    bootstrap: str | None, redis: str | None, inbox: str | None, max_in_flight: int | None
+) -> ClientSettings:
+    """Settings from the environment, with what was given in code above it."""
+    groups: dict[str, dict[str, object]] = {
+        "kafka": {"bootstrap": bootstrap},
+        "redis": {"url": redis},
+        "inbox": {"name": inbox},
+        "client": {"max_in_flight": max_in_flight},
+    }
+    given = {group: {name: v for name, v in fields.items() if v is not None} for group, fields in groups.items()}
+    return load_settings(ClientSettings, None, **{group: fields for group, fields in given.items() if fields})

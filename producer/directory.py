@@ -1,0 +1,129 @@
+"""A copy of the registry that follows it: which versions are deployed, which answers by default, what each takes.
+
+The registry's revision is looked at every half second and everything is read again only when it moved, so routing costs
+no round trip. A name that the copy does not know is looked up at once, in case it was deployed a moment ago. While
+Redis is away the last copy serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Protocol
+
+from contracts import topics
+from contracts.adapters.registry import Registry, RegistryState
+from contracts.errors import ConfigurationError, ModelNotFound, TransportError
+from contracts.names import ModelVersion
+from contracts.routing import pin
+from producer.partitioner import Partitioner
+from producer.plan import ModelPlan
+
+log = logging.getLogger(__name__)
+
+_GROWTH_SECONDS = 30.0  # how often topics are asked whether they have grown; Kafka's clients read metadata as often
+
+
+class PartitionCounts(Protocol):
+    """Knows how many partitions a topic has."""
+
+    async def partitions(self, topic: str) -> int: ...
+
+
+class Directory:
+    """Turns what a caller names into a plan."""
+
+    def __init__(
+        self, registry: Registry, kafka: PartitionCounts, *, prefix: str, refresh_seconds: float, longest_run: int
+    ) -> None:
+        self.plans: dict[str | tuple[str, int | None], ModelPlan] = {}
+        """Plans by what callers wrote; a miss means asking `plan`."""
+        self._registry = registry
+        self._kafka = kafka
+        self._prefix = prefix
+        self._refresh_seconds = refresh_seconds
+        self._longest_run = longest_run
+        self._state: RegistryState | None = None
+        self._by_key: dict[ModelVersion, ModelPlan] = {}
+        self._refreshing = asyncio.Lock()
+        self._is_away = False
+
+    async def open(self) -> None:
+        """Read the registry. Raises TransportError."""
+        await self._refresh()
+
+    async def plan(self, model: str, version: int | None) -> ModelPlan:
+        """The plan for what a caller named: `name`, `name@version`, or a name and a version.
+
+        Raises ModelNotFound, and TransportError while a model's topic does not exist.
+        """
+        name, number = _split(model, version)
+        try:
+            key = self._pin(name, number)
+        except ModelNotFound:
+            await self._refresh()
+            key = self._pin(name, number)
+        plan = self._by_key.get(key) or await self._make(key)
+        self.plans[model if version is None else (model, version)] = plan
+        return plan
+
+    async def refresh_loop(self) -> None:
+        """Follow the registry and the growth of topics until cancelled."""
+        growth_due = 0.0
+        while True:
+            await asyncio.sleep(self._refresh_seconds)
+            growth_due += self._refresh_seconds
+            try:
+                await self._refresh()
+                if growth_due >= _GROWTH_SECONDS:
+                    growth_due = 0.0
+                    await self._follow_growth()
+                self._is_away = False
+            except TransportError as exc:
+                if not self._is_away:
+                    log.warning("the registry cannot be read, requests go by the last copy: %s", exc)
+                self._is_away = True
+
+    def _pin(self, name: str, version: int | None) -> ModelVersion:
+        state = self._state
+        if state is None:
+            msg = "the registry was not read yet"
+            raise ModelNotFound(msg)
+        return pin(name, version, routes=state.routes, deployed=state.deployments)
+
+    async def _refresh(self) -> None:
+        async with self._refreshing:
+            if self._state is not None and await self._registry.revision() == self._state.revision:
+                return
+            self._state = await self._registry.snapshot()
+            self.plans.clear()  # whatever callers wrote may mean another version, or another signature, now
+            self._by_key.clear()
+
+    async def _make(self, key: ModelVersion) -> ModelPlan:
+        topic = topics.requests(self._prefix, key.model, key.version)
+        count = await self._kafka.partitions(topic)
+        if not count:
+            msg = f"{key} is deployed but its topic {topic} does not exist yet: is a scheduler running?"
+            raise TransportError(msg)
+        partitioner = Partitioner(count, first=secrets.randbelow(count), longest_run=self._longest_run)
+        model = self._state.models.get(key) if self._state else None
+        plan = self._by_key[key] = ModelPlan(key, topic, partitioner, model.spec if model else None)
+        return plan
+
+    async def _follow_growth(self) -> None:
+        for plan in list(self._by_key.values()):
+            plan.partitioner.grow(await self._kafka.partitions(plan.topic))
+
+
+def _split(model: str, version: int | None) -> tuple[str, int | None]:
+    if "@" not in model:
+        return model, version
+    try:
+        key = ModelVersion.parse(model)
+    except ConfigurationError as exc:
+        raise ModelNotFound(str(exc)) from exc
+    if version not in (None, key.version):
+        msg = f"{model} and version {version} contradict each other"
+        raise ModelNotFound(msg)
+    return key.model, key.version

@@ -1,0 +1,148 @@
+"""Publishes requests, and sees to it that a failed producer costs nobody an answer.
+
+A send normally fails never: the producer retries by itself for as long as it takes, and the ttl decides how long anyone
+waits. An acknowledgement that does come back as an error is one of three things. The record is too large, or its topic
+is gone: its waiter is told. Anything else leaves the producer with a gap in its sequence numbers, so it is replaced
+once, and what was neither acknowledged nor answered is sent again under the same ids: repeats collapse at the client.
+An acknowledgement that is merely unknown fails nobody, because the response may come all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import Any
+
+from contracts.adapters.kafka import Ack, Producer, TopicMissing, translate
+from contracts.clock import Clock
+from contracts.errors import HeadraceError, InvalidRequest, TransportError
+from contracts.settings import KafkaSettings
+from producer.pending import Outgoing, Pending, Waiter
+
+log = logging.getLogger(__name__)
+
+_MAX_REBUILDS = 3
+_REBUILD_WINDOW_SECONDS = 300.0
+_MAX_SENDS = 3  # of one request by one client, the first one counted
+
+
+class Outbox:
+    """Sends the records of the waiters in `pending`."""
+
+    def __init__(self, settings: KafkaSettings, pending: Pending, clock: Clock) -> None:
+        self.rebuilds = 0
+        self._settings = settings
+        self._pending = pending
+        self._clock = clock
+        self._producer = Producer(settings)
+        self._trouble = asyncio.Event()
+        self._replacing = asyncio.Lock()
+        self._rebuilt_at: deque[float] = deque(maxlen=_MAX_REBUILDS)
+
+    async def open(self) -> None:
+        """Connect. Raises TransportError."""
+        await self._producer.open()
+
+    async def close(self) -> None:
+        """Send what is queued, for at most a few seconds, and disconnect."""
+        await self._producer.close()
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions a topic has. Raises TopicMissing."""
+        return await self._producer.partitions(topic)
+
+    async def send(self, waiter: Waiter) -> None:
+        """Queue a waiter's record; what becomes of it is the waiter's affair from then on."""
+        record, producer = waiter.record, self._producer
+        try:
+            ack = await producer.send(record.topic, record.partition, record.value, record.headers)
+        except TopicMissing:
+            raise
+        except TransportError:
+            await self._replace(producer)
+            ack = await self._producer.send(record.topic, record.partition, record.value, record.headers)
+        waiter.ack = ack
+        ack.add_done_callback(self._acknowledged)
+
+    async def publish(self, record: Outgoing, timeout_seconds: float) -> Ack:
+        """Publish a record that nobody here waits for; returns once it is acknowledged."""
+        return await self._producer.send_and_wait(
+            record.topic, record.partition, record.value, record.headers, timeout_seconds=timeout_seconds
+        )
+
+    def _acknowledged(self, ack: asyncio.Future[Any]) -> None:
+        if not ack.cancelled() and ack.exception() is not None:
+            self._trouble.set()
+
+    async def recover_loop(self) -> None:
+        """Deal with failed acknowledgements until cancelled."""
+        while True:
+            await self._trouble.wait()
+            self._trouble.clear()
+            await self._recover()
+
+    async def _recover(self) -> None:
+        failed: list[Waiter] = []
+        for waiter in self._pending.waiters():
+            error = _ack_error(waiter)
+            if isinstance(error, (InvalidRequest, TopicMissing)):
+                self._pending.fail(waiter.id, error)
+            elif error is not None:
+                failed.append(waiter)
+        if not failed:
+            return
+        try:
+            await self._replace(self._producer)
+        except TransportError as exc:
+            log.warning("%d requests failed: %s", len(failed), exc)
+            self._fail(failed, exc)
+            return
+        await self._send_again()
+
+    async def _replace(self, failed: Producer) -> None:
+        """Put a new producer in the place of a failed one, unless somebody did so in the meantime."""
+        async with self._replacing:
+            if self._producer is not failed:
+                return
+            now = self._clock.monotonic()
+            if len(self._rebuilt_at) == _MAX_REBUILDS and now - self._rebuilt_at[0] < _REBUILD_WINDOW_SECONDS:
+                span = f"{_REBUILD_WINDOW_SECONDS:.0f} s"
+                msg = f"Kafka refused {_MAX_REBUILDS} producers within {span}: see the broker's log"
+                raise TransportError(msg)
+            successor = Producer(self._settings)
+            await successor.open()
+            log.warning("the producer failed and was replaced; what was not acknowledged is sent again")
+            self._producer = successor
+            self._rebuilt_at.append(now)
+            self.rebuilds += 1
+            await failed.close()  # what it still gets through need not be sent again
+
+    async def _send_again(self) -> None:
+        for waiter in self._pending.waiters():
+            if waiter.ack is None or (waiter.ack.done() and _ack_error(waiter) is None):
+                continue  # its own `send` is at it, or it is in the log
+            if waiter.sends >= _MAX_SENDS:
+                self._fail([waiter], TransportError(f"request {waiter.id} could not be published {_MAX_SENDS} times"))
+                continue
+            waiter.sends += 1
+            try:
+                await self.send(waiter)
+            except HeadraceError as exc:
+                self._fail([waiter], exc)
+
+    def _fail(self, waiters: list[Waiter], error: HeadraceError) -> None:
+        for waiter in waiters:
+            self._pending.fail(waiter.id, type(error)(*error.args))
+
+
+def _ack_error(waiter: Waiter) -> HeadraceError | None:
+    """Why a waiter's record was refused; None while it is under way and once it is in the log."""
+    ack = waiter.ack
+    if ack is None or not ack.done():
+        return None
+    error: BaseException | None = None
+    with contextlib.suppress(asyncio.CancelledError):
+        error = ack.exception()
+    return None if error is None else translate(error, f"publishing to {waiter.record.topic}")

@@ -1,0 +1,150 @@
+"""All that is known about sending to one model version, worked out once: topic, partitions, and what it takes. Pure.
+
+The signature check costs a few comparisons per request. It is a courtesy: workers check again, since not every producer
+is this client. Arrays are never converted silently, a float64 array for an FP32 input is refused; lists have no type of
+their own and take the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from contracts.codec import encode_request
+from contracts.errors import InvalidRequest
+from contracts.messages import Parameters
+from contracts.names import ModelVersion
+from contracts.specs import ModelSpec, TensorSpec
+from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type
+from producer.admission import check_size, check_tensor_bytes
+from producer.partitioner import Partitioner
+
+Inputs = Mapping[str, npt.ArrayLike] | Sequence[Tensor]
+"""Named arrays (or lists), or tensors that are ready to travel."""
+
+
+class InputPlan(NamedTuple):
+    """One input as the model takes it. `dtype` is None for BYTES, whose elements have no fixed size."""
+
+    name: str
+    datatype: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    tail: tuple[int, ...]
+
+
+class ModelPlan:
+    """How requests for one model version are made."""
+
+    __slots__ = ("_by_name", "key", "partitioner", "topic")
+
+    def __init__(self, key: ModelVersion, topic: str, partitioner: Partitioner, spec: ModelSpec | None) -> None:
+        self.key = key
+        self.topic = topic
+        self.partitioner = partitioner
+        self._by_name = None if spec is None else {tensor.name: _plan_input(tensor) for tensor in spec.inputs}
+
+    def encode(self, inputs: Inputs, parameters: Parameters | None) -> bytes:
+        """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""
+        tensors = self._from_arrays(inputs) if isinstance(inputs, Mapping) else self._from_tensors(inputs)
+        body = encode_request(tensors, dict(parameters) if parameters else None)
+        check_size(len(body))
+        return body
+
+    def _from_arrays(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Tensor]:
+        plans = self._by_name
+        if plans is None:
+            return [Tensor.from_numpy(name, value) for name, value in inputs.items()]
+        tensors, total = [], 0
+        for name, value in inputs.items():
+            plan = plans.get(name) or self._unknown(name)
+            if type(value) is np.ndarray and value.dtype == plan.dtype and value.flags.c_contiguous:
+                total += value.nbytes
+                check_tensor_bytes(total)
+                tensor = Tensor(name, plan.datatype, value.shape, memoryview(value.tobytes()))
+            else:
+                tensor = _from_other(plan, value)
+                total += len(tensor.data)
+            self._check_shape(plan, tensor)
+            tensors.append(tensor)
+        self._check_together(tensors)
+        return tensors
+
+    def _from_tensors(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        check_tensor_bytes(sum(len(tensor.data) for tensor in inputs))
+        for tensor in inputs:
+            fault = check_tensor(tensor)
+            if fault:
+                raise InvalidRequest(fault)
+            if self._by_name is not None:
+                plan = self._by_name.get(tensor.name) or self._unknown(tensor.name)
+                _check_datatype(plan, tensor.datatype)
+                self._check_shape(plan, tensor)
+        self._check_together(inputs)
+        return inputs
+
+    def _unknown(self, name: str) -> InputPlan:
+        known = ", ".join(self._by_name or ())
+        msg = f"{self.key} has no input {name!r}; it takes {known}"
+        raise InvalidRequest(msg)
+
+    def _check_shape(self, plan: InputPlan, tensor: Tensor) -> None:
+        shape = tensor.shape
+        if shape[1:] == plan.tail and shape:
+            return
+        fits = len(shape) == len(plan.shape) and all(
+            size in (-1, given) for size, given in zip(plan.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ["any" if size < 0 else size for size in plan.shape]
+            msg = f"input {plan.name!r} of {self.key} has shape {list(shape)}; it must be {wanted}, rows first"
+            raise InvalidRequest(msg)
+
+    def _check_together(self, tensors: Sequence[Tensor]) -> None:
+        if self._by_name is not None and len(tensors) != len(self._by_name):
+            missing = [name for name in self._by_name if all(name != tensor.name for tensor in tensors)]
+            what = f"lacks the inputs {', '.join(missing)}" if missing else "names an input twice"
+            msg = f"the request for {self.key} {what}"
+            raise InvalidRequest(msg)
+        if not tensors:
+            msg = "a request needs at least one input"
+            raise InvalidRequest(msg)
+        if len(tensors) > 1 and len({tensor.rows for tensor in tensors}) > 1:
+            rows = {tensor.name: tensor.rows for tensor in tensors}
+            msg = f"the inputs of one request must have equally many rows, not {rows}"
+            raise InvalidRequest(msg)
+
+
+def _plan_input(spec: TensorSpec) -> InputPlan:
+    dtype = None if spec.datatype == BYTES else numpy_type(spec.datatype)
+    return InputPlan(spec.name, spec.datatype, dtype, spec.shape, spec.shape[1:])
+
+
+def _from_other(plan: InputPlan, value: npt.ArrayLike) -> Tensor:
+    """A tensor from what is not simply an array of the right type: lists, strings, other types, other layouts."""
+    if isinstance(value, np.ndarray):
+        check_tensor_bytes(value.nbytes)
+        if plan.datatype == "BF16" and value.dtype == plan.dtype:  # raw bit patterns, whose own type reads UINT16
+            return Tensor(plan.name, plan.datatype, value.shape, memoryview(value.tobytes()))
+        tensor = Tensor.from_numpy(plan.name, value)
+    else:
+        try:
+            array = np.asarray(value, dtype=None if isinstance(value, np.generic) else plan.dtype)
+        except (TypeError, ValueError, OverflowError) as exc:
+            msg = f"input {plan.name!r} cannot be made an array of {plan.datatype}: {exc}"
+            raise InvalidRequest(msg) from exc
+        tensor = Tensor.from_numpy(plan.name, array)
+        if plan.datatype == "BF16":
+            tensor = Tensor(plan.name, "BF16", tensor.shape, tensor.data)
+    _check_datatype(plan, tensor.datatype)
+    return tensor
+
+
+def _check_datatype(plan: InputPlan, given: str) -> None:
+    if given != plan.datatype:
+        hint = "" if plan.dtype is None else f"; convert it with .astype(np.{plan.dtype.name})"
+        msg = f"input {plan.name!r} is {given}, the model takes {plan.datatype}{hint}"
+        raise InvalidRequest(msg)

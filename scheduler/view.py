@@ -1,0 +1,110 @@
+"""The state of a fleet as plain data: what `headrace status` prints, and `--json` gives to scripts.
+
+Pure, and true for anybody who can read Redis: it asks the planner itself what it would wait for, so the reasons shown
+are the planner's own. Use `observe.look` for the input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contracts.pool import Device, Lease, Node
+from scheduler.actions import Wait, ranges
+from scheduler.crew import Crew
+from scheduler.explain import unowned, why_unowned, why_waiting
+from scheduler.planner import muster_all, plan
+from scheduler.snapshot import Demands, Snapshot
+
+
+def describe(snapshot: Snapshot, demand: Demands) -> dict[str, Any]:
+    """Deployments with their workers and partitions, nodes with their devices, and reasons for what waits."""
+    now = snapshot.pool.now_unix_ms
+    waits = {action.deployment: action for action in plan(snapshot, demand, now) if isinstance(action, Wait)}
+    crews = muster_all(snapshot, demand, now)
+    return {
+        "time_unix_ms": now,
+        "deployments": [_deployment(snapshot, demand, crew, waits.get(crew.deployment)) for crew in crews],
+        "nodes": [_node(snapshot, node) for _, node in sorted(snapshot.pool.nodes.items())],
+    }
+
+
+def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | None) -> dict[str, Any]:
+    leases = sorted(
+        (lease for lease in snapshot.pool.leases.values() if lease.deployment == crew.deployment),
+        key=lambda lease: lease.token,
+    )
+    wanted = demand.get(crew.deployment)
+    waiting = unowned(snapshot, crew)
+    return {
+        "name": crew.deployment,
+        "is_deployed": wanted is not None,
+        "wanted": crew.wanted,
+        "by_hand": wanted is not None and wanted.demand.manual is not None,
+        "min": wanted.spec.workers.min if wanted else 0,
+        "max": wanted.spec.workers.max if wanted else 0,
+        "active": len([lease for lease in leases if lease.state == "active"]),
+        "starting": len([lease for lease in leases if lease.state == "reserved"]),
+        "draining": len([lease for lease in leases if lease.state == "draining"]),
+        "ending": len([lease for lease in leases if lease.state == "quarantine"]),
+        "waiting": None if wait is None else _waiting(snapshot, demand, wait),
+        "topic": crew.topic,
+        "partitions": snapshot.partitions_of(crew.topic),
+        "unowned": list(waiting),
+        "unowned_reason": why_unowned(snapshot, crew, waiting),
+        "workers": [_worker(snapshot, crew, lease) for lease in leases],
+    }
+
+
+def _waiting(snapshot: Snapshot, demand: Demands, wait: Wait) -> dict[str, Any]:
+    retry = wait.retry_unix_ms
+    return {
+        "missing": wait.missing,
+        "reason": wait.reason,
+        "explanation": why_waiting(snapshot, demand, wait),
+        "retry_seconds": None if retry is None else max(0, retry - snapshot.pool.now_unix_ms) / 1000,
+    }
+
+
+def _worker(snapshot: Snapshot, crew: Crew, lease: Lease) -> dict[str, Any]:
+    known = snapshot.pool.topics.get(crew.topic)
+    owned = known.owned_by(lease.id) if known else ()
+    wanted = known.wanted_by(lease.id) if known else ()
+    now = snapshot.pool.now_unix_ms
+    return {
+        "lease": lease.id,
+        "state": lease.state,
+        "node": lease.node,
+        "devices": [share.device for share in lease.shares],
+        "partitions": ranges(owned),
+        "owned": len(owned),
+        "wanted": len(wanted),
+        "age_seconds": max(0, now - lease.created_unix_ms) / 1000,
+        "expires_seconds": max(0, lease.expires_unix_ms - now) / 1000 if lease.is_live else None,
+        "reason": lease.reason,
+    }
+
+
+def _node(snapshot: Snapshot, node: Node) -> dict[str, Any]:
+    return {
+        "name": node.id,
+        "state": node.state,
+        "hold": node.hold,
+        "host": node.host,
+        "silent_seconds": max(0, snapshot.pool.now_unix_ms - node.heartbeat_unix_ms) / 1000,
+        "devices": [_device(device) for device in snapshot.pool.devices_of(node.id)],
+    }
+
+
+def _device(device: Device) -> dict[str, Any]:
+    return {
+        "id": device.id,
+        "kind": device.kind,
+        "name": device.name,
+        "health": device.health,
+        "mode": device.mode,
+        "workers": device.lease_count,
+        "memory_mib": device.memory_mib,
+        "memory_free_mib": device.memory_free_mib,
+        "compute": device.compute_cap,
+        "compute_free": device.compute_free,
+    }

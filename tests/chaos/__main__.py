@@ -1,0 +1,96 @@
+"""Run faults under load and report: `python -m tests.chaos [--kafka embedded|home] [--repeats 10] [SCENARIO …]`.
+
+Every request must be answered exactly once and by the hash of its own row, and no caller may see an error. Writes
+build/bench/chaos.json. kill-broker needs an Apache Kafka distribution (KAFKA_HOME) and runs three brokers of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.harness import control, deploy, print_table, running_stack, wait_for_workers, write_results
+from contracts.adapters.redis import RedisDoor
+from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
+from deploy.embedded.stack import EmbeddedStack
+from producer.client import InferenceClient
+from tests.chaos.load import FOLDER, MODEL, Load, deployment
+from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
+
+
+@asynccontextmanager
+async def three_brokers() -> AsyncIterator[EmbeddedStack]:
+    """A stack on three Apache Kafka brokers, replication 3, of which two must acknowledge."""
+    with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as folder:
+        kafka = await asyncio.to_thread(
+            start_apache_kafka, find_kafka_home(os.environ), Path(folder) / "kafka", brokers=3
+        )
+        env = {
+            "HEADRACE_KAFKA__BOOTSTRAP": kafka.address,
+            "HEADRACE_KAFKA__REPLICATION": "3",
+            "HEADRACE_KAFKA__MIN_INSYNC": "2",
+        }
+        try:
+            async with EmbeddedStack(Path(folder) / "stack", env=env) as stack:
+                yield stack
+        finally:
+            await asyncio.to_thread(kafka.stop)
+
+
+async def run_scenario(name: str, stack: EmbeddedStack, repeats: int, in_flight: int) -> Figures:
+    """One scenario on a fresh stack; the row of the report."""
+    workers, act = SCENARIOS[name]
+    async with control(stack) as (registry, leases), await RedisDoor.open(stack.redis_url) as redis:
+        await deploy(registry, FOLDER, deployment(workers))
+        await wait_for_workers(leases, MODEL, workers)
+        async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="chaos") as client:
+            load = Load(client)
+            async with load.running(in_flight):
+                figures = await act(Fleet(stack, redis, registry, leases, load), repeats)
+            stats = client.stats()
+    for error in load.errors[:3]:
+        print(f"{name}: a caller saw {error}", file=sys.stderr)
+    return {
+        "scenario": name,
+        "requests": load.sent,
+        "lost": load.lost,
+        "doubled": load.doubled,
+        "mixed": load.mixed,
+        "errors": len(load.errors),
+        "repeats": stats.duplicate + stats.late,
+        **figures,
+    }
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    names = arguments.scenarios or [name for name in SCENARIOS if name != "kill-broker"]
+    rows = []
+    for name in names:
+        stack = three_brokers() if name == "kill-broker" else running_stack(arguments.kafka)
+        async with stack as running:
+            rows.append(await run_scenario(name, running, arguments.repeats, arguments.in_flight))
+        print_table([rows[-1]])
+    write_results(f"chaos-{arguments.kafka}" if arguments.kafka != "embedded" else "chaos", {"rows": rows})
+    return int(any(row["lost"] or row["doubled"] or row["mixed"] or row["errors"] for row in rows))
+
+
+def main() -> None:
+    """Read the arguments, disturb, report."""
+    parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--kafka", choices=["embedded", "home"], default="embedded")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--in-flight", type=int, default=256)
+    sys.exit(uvloop.run(_run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

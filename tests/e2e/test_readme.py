@@ -1,0 +1,99 @@
+"""The commands and programs of README.md and docs/, executed word for word against a stack that the README's own
+command started; what they print must be what is shown, where `…` stands for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, UP_COMMAND, Terminal, Up
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+PAGES = ("README.md", "docs/getting-started.md", "docs/cli.md")
+_fence = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [body for kind, body in _fence.findall((ROOT / page).read_text()) if kind == language]
+
+
+def programs(page: str) -> list[tuple[str, str]]:
+    """Each Python block with the text block that follows it: what it prints."""
+    found = _fence.findall((ROOT / page).read_text())
+    return [
+        (body, output)
+        for (kind, body), (after, output) in zip(found, [*found[1:], ("", "")], strict=True)
+        if kind == "python" and after == "text"
+    ]
+
+
+def commands(page: str) -> list[tuple[str, str]]:
+    """Each `$ command` of the console blocks with what is shown below it."""
+    found: list[tuple[str, str]] = []
+    for block in blocks(page, "console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def expect(shown: str, printed: str) -> None:
+    """Compare line by line; spaces count as one, since columns are as wide as what they hold."""
+    wanted = [re.sub(r"\s+", " ", line).strip() for line in shown.strip().splitlines()]
+    got = [re.sub(r"\s+", " ", line).strip() for line in printed.strip().splitlines()]
+    wanted, got = [line for line in wanted if line], [line for line in got if line]
+    pattern = "\n".join(".*" if line == "…" else re.escape(line).replace("…", ".*?") for line in wanted)
+    pattern = pattern.replace("─", "─+").replace("─+" * 2, "─+")
+    flags = re.DOTALL if "…" in wanted else 0
+    assert re.fullmatch(re.sub("(─\\+)+", "─+", pattern), "\n".join(got), flags), f"shown:\n{shown}\nprinted:\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_program_prints_what_is_shown(page: str, up: Up, terminal: Terminal, tmp_path: Path) -> None:
+    found = programs(page)
+    environment = json.loads(terminal.run("headrace env --json").stdout)
+    for number, (program, shown) in enumerate(found):
+        script = tmp_path / f"example_{number}.py"
+        script.write_text(program)
+        done = terminal.run(f"{sys.executable} -W error::ResourceWarning {script}", more=environment)
+        assert done.returncode == 0, f"{program}\n{done.stderr}"
+        expect(shown, done.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_prints_what_is_shown(page: str, up: Up, terminal: Terminal) -> None:
+    for command, shown in commands(page):
+        done = terminal.run(command)
+        # What goes on is told on standard error, what came of it on standard output; a terminal shows both.
+        expect(shown, done.stderr + done.stdout)
+
+
+def test_the_readme_has_its_examples_and_starts_the_stack_as_these_tests_do() -> None:
+    assert len(programs("README.md")) == 2
+    assert all(len([line for line in program.splitlines() if line]) <= 8 for program, _ in programs("README.md"))
+    assert any(UP_COMMAND in block for block in blocks("README.md", "sh"))
+    assert commands("README.md")
+
+
+def test_a_second_stack_on_the_same_data_is_refused(up: Up, terminal: Terminal) -> None:
+    done = terminal.run("headrace up")
+    assert done.returncode == 2
+    assert f"(process {up.process.pid})" in done.stderr
+
+
+def test_what_up_said_names_the_broker_and_redis_and_how_to_choose_others(up: Up) -> None:
+    lines = up.text.splitlines()
+    assert re.search(r"^Kafka: .* \(.*(--kafka|HEADRACE_KAFKA__BOOTSTRAP)", lines[0])
+    assert re.search(r"^Redis: .* \(.*HEADRACE_REDIS__URL", lines[1])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (folder / link).exists()] == []

@@ -1,0 +1,105 @@
+"""What a failed send costs: nobody an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from contracts import topics
+from contracts.adapters.kafka import TopicMissing
+from contracts.errors import InvalidRequest, TransportError
+from contracts.messages import Status
+from contracts.settings import KafkaSettings, RedisSettings
+from deploy.embedded.processes import Server
+from producer.client import InferenceClient
+from tests.helpers import unique_name, wait_until
+from tests.integration.producer.kit import ECHO, Fleet, Responder, echo, row, set_fault, silent
+
+
+@pytest.fixture
+async def fleet(own_log: Server, any_redis_settings: RedisSettings) -> Fleet:
+    """The echo model on a log of the test's own."""
+    fleet = Fleet(KafkaSettings(bootstrap=own_log.address, prefix=unique_name()), any_redis_settings)
+    await fleet.deploy(ECHO)
+    return fleet
+
+
+@pytest.fixture
+def requests_topic(fleet: Fleet) -> str:
+    return topics.requests(fleet.kafka.prefix, "echo", 1)
+
+
+async def test_a_lost_acknowledgement_fails_nobody(
+    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        await client.infer("echo", row())
+        set_fault(tmp_path / "log", kind="drop_answer", api="PRODUCE", topic=requests_topic, times=1)
+        responses = await asyncio.gather(*(client.infer("echo", row(float(number))) for number in range(50)))
+        assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [float(n) for n in range(50)]
+        assert client.stats().responses == 51
+
+
+async def test_a_producer_that_cannot_go_on_is_replaced_and_everybody_answered(
+    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        await client.infer("echo", row())
+        code = "out_of_order_sequence_number"
+        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code, times=1)
+        responses = await asyncio.gather(*(client.infer("echo", row(float(number))) for number in range(50)))
+        assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [float(n) for n in range(50)]
+        assert client.stats().rebuilds == 1
+        assert (await client.infer("echo", row())).status is Status.OK
+
+
+async def test_a_broker_that_refuses_for_good_is_a_transport_error(
+    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        await client.infer("echo", row())
+        code = "invalid_required_acks"
+        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
+        with pytest.raises(TransportError):
+            await client.infer("echo", row())
+        assert client.stats().in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("message_too_large", InvalidRequest), ("topic_authorization_failed", TopicMissing)]
+)
+async def test_a_refusal_that_names_its_reason_reaches_the_caller(
+    fleet: Fleet, requests_topic: str, tmp_path: Path, code: str, error: type[Exception]
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
+        with pytest.raises(error, match="publishing to"):
+            await client.infer("echo", row())
+        assert client.stats().rebuilds == 0
+
+
+async def test_requests_ride_over_the_restart_of_the_broker(
+    fleet: Fleet, responder: Responder, own_log: Server
+) -> None:
+    responder.behave = silent
+    async with InferenceClient(fleet.settings()) as client:
+        await client.submit("echo", row())
+        await wait_until(lambda: responder.seen)
+        await asyncio.to_thread(own_log.kill)
+        tasks = [asyncio.get_running_loop().create_task(client.infer("echo", row(1))) for _ in range(20)]
+        responder.behave = lambda seen: [] if seen is responder.seen[0] else echo(seen)
+        await asyncio.to_thread(own_log.start)
+        responses = await asyncio.gather(*tasks)
+        assert {response.status for response in responses} == {Status.OK}
+
+
+async def test_a_producer_that_died_while_nothing_was_in_flight_is_replaced_by_the_next_request(
+    fleet: Fleet, responder: Responder
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        await client.infer("echo", row())
+        await client._outbox._producer.close()
+        assert (await client.infer("echo", row())).status is Status.OK
+        assert client.stats().rebuilds == 1
