@@ -21,7 +21,7 @@ Health = Literal["ok", "degraded", "unhealthy", "faulted", "lost"]
 NodeState = Literal["ready", "suspect", "draining", "cordoned", "dead"]
 LeaseState = Literal["reserved", "active", "draining", "quarantine"]
 Code = Literal[
-    "MODE", "FULL", "PLACE", "QUOTA", "STALE", "EPOCH", "TERM", "GONE", "UNAVAIL", "DEAD", "FENCED", "EXPIRED",
+    "MODE", "FULL", "PLACE", "QUOTA", "STALE", "TERM", "GONE", "UNAVAIL", "DEAD", "FENCED", "EXPIRED",
     "DRAINING", "OWNED", "NOT_WANTED", "NO",
 ]  # fmt: skip
 """Why the pool says no. FENCED: the token is not the current one; GONE: not there any more; NO: not in this state."""
@@ -30,7 +30,7 @@ PartitionKey = tuple[str, int]
 """A topic and a partition number."""
 
 USABLE_HEALTH: frozenset[str] = frozenset({"ok", "degraded"})
-SLOTS_PER_GPU = 4  # engines that share one GPU cost 10 to 20 % in context switches; more of them is never worth it
+SLOTS_PER_GPU = 4  # separate engines on one GPU cost 10 to 20 % in context switches; sharing one engine is better
 SLOTS_PER_CORE = 16
 COMPUTE_PER_GPU = 100
 COMPUTE_PER_CORE = 100

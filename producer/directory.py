@@ -13,7 +13,7 @@ import secrets
 from typing import Protocol
 
 from contracts import topics
-from contracts.adapters.registry import Registry, RegistryState
+from contracts.adapters.registry import RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.routing import pin
@@ -31,11 +31,18 @@ class PartitionCounts(Protocol):
     async def partitions(self, topic: str) -> int: ...
 
 
+class RegistryView(Protocol):
+    """What is read of the registry."""
+
+    async def revision(self) -> int: ...
+    async def snapshot(self) -> RegistryState: ...
+
+
 class Directory:
     """Turns what a caller names into a plan."""
 
     def __init__(
-        self, registry: Registry, kafka: PartitionCounts, *, prefix: str, refresh_seconds: float, longest_run: int
+        self, registry: RegistryView, kafka: PartitionCounts, *, prefix: str, refresh_seconds: float, longest_run: int
     ) -> None:
         self.plans: dict[str | tuple[str, int | None], ModelPlan] = {}
         """Plans by what callers wrote; a miss means asking `plan`."""

@@ -50,6 +50,7 @@ class ModelPlan:
     def encode(self, inputs: Inputs, parameters: Parameters | None) -> bytes:
         """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""
         tensors = self._from_arrays(inputs) if isinstance(inputs, Mapping) else self._from_tensors(inputs)
+        self._check_together(tensors)
         body = encode_request(tensors, dict(parameters) if parameters else None)
         check_size(len(body))
         return body
@@ -57,7 +58,9 @@ class ModelPlan:
     def _from_arrays(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Tensor]:
         plans = self._by_name
         if plans is None:
-            return [Tensor.from_numpy(name, value) for name, value in inputs.items()]
+            found = [Tensor.from_numpy(name, value) for name, value in inputs.items()]
+            check_tensor_bytes(sum(len(tensor.data) for tensor in found))
+            return found
         tensors, total = [], 0
         for name, value in inputs.items():
             plan = plans.get(name) or self._unknown(name)
@@ -70,7 +73,6 @@ class ModelPlan:
                 total += len(tensor.data)
             self._check_shape(plan, tensor)
             tensors.append(tensor)
-        self._check_together(tensors)
         return tensors
 
     def _from_tensors(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -83,7 +85,6 @@ class ModelPlan:
                 plan = self._by_name.get(tensor.name) or self._unknown(tensor.name)
                 _check_datatype(plan, tensor.datatype)
                 self._check_shape(plan, tensor)
-        self._check_together(inputs)
         return inputs
 
     def _unknown(self, name: str) -> InputPlan:

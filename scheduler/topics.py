@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 DEAD_RETENTION_MS = 7 * 86_400_000  # dead letters wait for a person, who may be on holiday over a weekend
 FIRST_PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 3.0
+LISTING_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)  # a new topic is known to one broker before it is known to all
 
 
 class TopicPlan(Struct, frozen=True):
@@ -100,8 +101,11 @@ class TopicKeeper:
         counts = await self._admin.partition_counts()
         short = {name: plan for name, plan in wanted.items() if counts.get(name, 0) < plan.partitions}
         faults = [await self._make(self._admin, name, plan) for name, plan in short.items()]
-        if short:
+        for pause in LISTING_PAUSES if short else ():
             counts = await self._admin.partition_counts()
+            if all(counts.get(name, 0) >= plan.partitions for name, plan in short.items()):
+                break
+            await asyncio.sleep(pause)
         self._publish({name: counts[name] for name in wanted if name in counts})
         late = sorted(name for name in short if counts.get(name, 0) < wanted[name].partitions)
         if late:

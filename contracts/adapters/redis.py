@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 _USES = re.compile(r"^-- uses: (.+)$", re.MULTILINE)
 _CODES = frozenset(get_args(Code))
 Argument = str | int | bytes
-DEFAULT_TIMEOUT_SECONDS = 1.0  # an eighth of the shortest time in which a missed renewal matters
+DEFAULT_TIMEOUT_SECONDS = 1.0  # a renewal without an answer can be sent again long before its lease is in doubt
 _MAX_CONNECTIONS = 16
 
 

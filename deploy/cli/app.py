@@ -7,6 +7,7 @@ HEADRACE_LOG__LEVEL=DEBUG.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -61,6 +62,8 @@ app.command("env")(environment.environment)
 
 def run() -> None:
     """Run the command that was asked for; ends the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in order with standard error, also in a pipe
     try:
         app(prog_name="headrace")
     except HeadraceError as exc:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contracts.errors import ConfigurationError, ModelNotFound
+from contracts.errors import ConfigurationError, DeadlineExceeded, ModelNotFound
+from deploy.cli.errors import NotReady
 from deploy.cli.options import AsJson, Data
 
 if TYPE_CHECKING:
@@ -96,7 +97,11 @@ def _show(response: Response, *, as_json: bool) -> None:
     if as_json:
         print_json(response_json(response))
         if response.error is not None:
-            raise typer.Exit(1)
+            raise typer.Exit(3 if response.status == "DEADLINE_EXCEEDED" else 1)
         return
-    response.raise_for_status()
+    try:
+        response.raise_for_status()
+    except DeadlineExceeded as exc:
+        msg = f"{exc}; `headrace status` tells whether a worker is ready, --ttl sets how long to wait"
+        raise NotReady(msg) from exc
     print(response_text(response))

@@ -39,7 +39,7 @@ def progress(deployment: Deployment) -> str:
     if deployment["starting"]:
         text += f", {deployment['starting']} starting"
     if deployment["draining"]:
-        text += f", {deployment['draining']} finishing"
+        return f"{text}, {deployment['draining']} finishing"
     if deployment["waiting"]:
         return f"{text}; {deployment['waiting']['explanation']}"
     if active >= wanted and not is_ready(deployment):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WATCH_SECONDS = 1.0
 View = dict[str, Any]
+_words = {"reserved": "starting", "quarantine": "ending"}  # what the states of a lease mean to an operator
 
 
 def status(
@@ -130,7 +131,8 @@ def _state(known: View) -> str:
 
 def _worker(deployment: str, known: View) -> tuple[object, ...]:
     where = known["partitions"] or ("none" if known["state"] == "active" else "")
-    state = f"{known['state']} ({known['reason']})" if known["reason"] else known["state"]
+    state = _words.get(known["state"], known["state"])
+    state = f"{state}: {known['reason']}" if known["reason"] else state
     devices = ", ".join(known["devices"])
     return known["lease"], deployment, state, known["node"], devices, where, _age(known["age_seconds"])
 

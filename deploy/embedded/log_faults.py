@@ -59,6 +59,10 @@ class Faults:
         self._faults: list[Fault] = []
         self._met: list[Fault] = []
 
+    def begin(self) -> None:
+        """A request is looked at, for the first time or again."""
+        self._met.clear()
+
     def check(self, api: Api, topic: str | None = None) -> None:
         """Raise what refuses a request, or its part for a topic; remember what will become of its answer."""
         for fault in self._faults:
@@ -70,10 +74,6 @@ class Faults:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if fault.kind in {"refuse", "not_leader"}:
                 raise LogError(ErrorCode[fault.code], f"a fault on command: {fault.kind}")
-
-    def put_off(self) -> None:
-        """The request was looked at and waits: it meets its faults when it is answered."""
-        self._met.clear()
 
     def settle(self) -> float | None:
         """Count what the request met; the seconds until its answer may go, None when it is to have none."""

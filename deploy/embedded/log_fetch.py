@@ -68,6 +68,7 @@ class Fetch:
         self._try(is_last=False)
 
     def _try(self, *, is_last: bool) -> bool:
+        self._faults.begin()
         room = min(self._request.body.max_bytes, MAX_RESPONSE_BYTES)
         size, failed = 0, False
         topics: list[tuple[str, list[Fetched]]] = []
@@ -81,7 +82,6 @@ class Fetch:
                 parts.append(part)
             topics.append((topic.topic, parts))
         if size < self._request.body.min_bytes and not failed and not is_last:
-            self._faults.put_off()
             return False
         self.cancel()
         self._answer(write_fetched(self._request, topics))
@@ -94,7 +94,7 @@ class Fetch:
             records = partition.read(offset, limit, whole_batch=is_first)
         except LogError as error:
             return Fetched(index, error.code)
-        except OSError:
-            log.exception("fetch from %s/%s failed", topic, index)
+        except OSError as error:
+            log.warning("fetch from %s/%s failed: %s", topic, index, error)
             return Fetched(index, ErrorCode.kafka_storage_error)
         return Fetched(index, 0, partition.end_offset, partition.start_offset, records)

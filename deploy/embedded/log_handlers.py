@@ -52,6 +52,7 @@ class Handlers:
 
     def handle(self, request: Request) -> bytes | None:
         """The framed answer; None when the request wants none."""
+        self._faults.begin()
         if request.api is Api.PRODUCE:
             return self._produce(request)
         action: Callable[[Message], Fields] = getattr(self, request.api.name.lower())
@@ -73,7 +74,7 @@ class Handlers:
         except LogError as error:
             return {**name, "error_code": error.code, "error_message": str(error)}
         except OSError as error:
-            log.exception("%s of %s failed", api.name, topic)
+            log.warning("%s of %s failed: %s", api.name, topic, error)
             return {**name, "error_code": ErrorCode.kafka_storage_error, "error_message": str(error)}
 
     def _each_partition(self, api: Api, topic: Message, action: Callable[[str, Message], Any]) -> Fields:
@@ -116,8 +117,8 @@ class Handlers:
             base_offset, append_time = partition.append(records or b"", self._store.clock.unix_ms())
         except LogError as error:
             return Produced(index, error.code)
-        except OSError:
-            log.exception("append to %s/%s failed", topic, index)
+        except OSError as error:
+            log.warning("append to %s/%s failed: %s", topic, index, error)
             return Produced(index, ErrorCode.kafka_storage_error)
         return Produced(index, 0, base_offset, append_time, partition.start_offset)
 
@@ -197,7 +198,7 @@ class Handlers:
                     "config_type": setting.kind,
                 }
                 for name, setting in SETTINGS.items()
-                if keys is None or name in keys
+                if not keys or name in keys
             ]
             return {"configs": entries}
 
@@ -242,7 +243,7 @@ class Handlers:
 
     def offset_commit(self, body: Message) -> Fields:
         def commit(topic: str, wish: Message) -> None:
-            if body.member_id or body.generation_id_or_member_epoch >= 0:
+            if body.generation_id_or_member_epoch >= 0:
                 raise LogError(ErrorCode.unknown_member_id, _NO_MEMBERS)
             if len(wish.committed_metadata or "") > _MAX_METADATA_CHARACTERS:
                 raise LogError(ErrorCode.offset_metadata_too_large, f"more than {_MAX_METADATA_CHARACTERS} characters")

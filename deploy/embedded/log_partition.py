@@ -34,7 +34,7 @@ _OFFSETS = struct.Struct(">q15xi")  # base offset and last offset delta
 
 
 class Segment:
-    """One file and its index: a batch with `offsets[i]` begins at `positions[i]`, the latest before it has `times[i]`."""
+    """One file and its index: a batch with `offsets[i]` is at `positions[i]`, the latest before it has `times[i]`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -43,7 +43,7 @@ class Api(enum.IntEnum):
     PRODUCE = 0, 3, 8
     FETCH = 1, 4, 11
     LIST_OFFSETS = 2, 1, 6
-    METADATA = 3, 0, 9
+    METADATA = 3, 1, 9
     OFFSET_COMMIT = 8, 2, 8
     OFFSET_FETCH = 9, 1, 7
     FIND_COORDINATOR = 10, 0, 3

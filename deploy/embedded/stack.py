@@ -30,6 +30,7 @@ from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.errors import ConfigurationError, TransportError
 from contracts.keys import DEFAULT_PREFIX
+from contracts.pool import PoolState
 from contracts.service import Loops
 from contracts.settings import HeadraceSettings, load_settings
 from deploy.embedded.connection import (
@@ -43,6 +44,7 @@ from deploy.embedded.processes import Child, Server
 from deploy.embedded.servers import BOOTSTRAP_VARIABLE, KafkaChoice, open_kafka, open_redis
 from deploy.embedded.supervisor import Supervisor
 from workers.agent.processes import strays
+from workers.agent.records import RunFolder
 from workers.agent.settings import default_folder, default_node
 
 START_SECONDS = 30.0
@@ -50,7 +52,9 @@ AGENT_STOP_SECONDS = 30.0  # above what the agent itself allows its workers for 
 SCHEDULER_STOP_SECONDS = 5.0
 SERVER_STOP_SECONDS = 10.0
 _WORKER_MODULES = ("workers.ingest", "workers.engine")
-_READY_POLL_SECONDS = 0.05
+_READY_POLL_MS = 50
+# There is one scheduler, and Redis is on this machine: after a crash nobody else waits out its leadership.
+_LEADERSHIP = {"HEADRACE_SCHEDULER__LEADER_TTL_SECONDS": "3", "HEADRACE_SCHEDULER__LEADER_RENEW_SECONDS": "1"}
 _NODE_STEM = 58  # of the 64 characters of a name, so that a number fits behind it
 _LONGEST_RUN_FOLDER = 50  # characters; a socket path of about a hundred must hold the lease's name too
 
@@ -186,13 +190,15 @@ class EmbeddedStack:
         door = RedisDoor(known.redis_url, prefix=known.prefix, timeout_seconds=2.0)
         async with door:
             pool = Leases(door, known.pool)
-            before = await self._incarnations(pool)  # data of an earlier run names the same nodes
+            before = await pool.state()  # data of an earlier run names the same nodes
             self._spawn_services()
             await self._ready(pool, before)
 
     def _spawn_services(self) -> None:
         environment = {name: value for name, value in self._environ.items() if os.environ.get(name) != value}
         environment |= self.settings_environment()
+        if not any(name in self._environ for name in _LEADERSHIP):
+            environment |= _LEADERSHIP
         names = ["agent", *(f"agent-{number}" for number in range(2, self._agents + 1))]
         self._add("scheduler", ["scheduler"], environment)
         first = self._environ.get("HEADRACE_AGENT__NODE") or default_node()
@@ -215,9 +221,13 @@ class EmbeddedStack:
         child = self.processes[name] = Child(name, argv, log=log, ready=lambda: True, environment=environment)
         child.spawn()
 
-    async def _ready(self, pool: Leases, before: Mapping[str, int]) -> None:
+    async def _ready(self, pool: Leases, before: PoolState) -> None:
+        """Return when every agent has registered and a scheduler leads, in this run."""
         until = time.monotonic() + START_SECONDS
-        while not self._have_registered(before, await self._incarnations(pool)):
+        last_id, is_led = before.event_id, False
+        while not (is_led and self._have_registered(before, await pool.state())):
+            last_id, events = await pool.events(last_id, _READY_POLL_MS)
+            is_led = is_led or any(event.kind == "leader" for event in events)
             for child in self.processes.values():
                 if not child.is_running:
                     msg = f"{child.name} ended ({child.end}) while it started{child.log_tail()}"
@@ -226,15 +236,14 @@ class EmbeddedStack:
                 late = ", ".join(self.processes)
                 msg = f"not all of {late} were ready within {START_SECONDS:.0f} s; see {self.data / 'logs'}"
                 raise TransportError(msg)
-            await asyncio.sleep(_READY_POLL_SECONDS)
 
-    @staticmethod
-    async def _incarnations(pool: Leases) -> dict[str, int]:
-        return {name: node.incarnation for name, node in (await pool.state()).nodes.items() if node.state != "dead"}
-
-    def _have_registered(self, before: Mapping[str, int], now: Mapping[str, int]) -> bool:
-        """Whether each agent registered its node in this run."""
-        return all(now.get(node, 0) > before.get(node, 0) for node in self._run_folders)
+    def _have_registered(self, before: PoolState, now: PoolState) -> bool:
+        """Whether each agent registered its node since."""
+        for name in self._run_folders:
+            node, earlier = now.nodes.get(name), before.nodes.get(name)
+            if node is None or (earlier is not None and node.incarnation == earlier.incarnation):
+                return False
+        return True
 
     async def wait(self) -> None:
         """Return never; raise what ended the supervision."""
@@ -266,6 +275,9 @@ class EmbeddedStack:
         for worker in self.worker_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
+        for folder in map(RunFolder, self._run_folders.values()):
+            for record in folder.load():
+                folder.remove(record.lease.id)  # shared memory outlives those who used it
         for server in (self._kafka, self._redis):
             if server is not None:
                 server.kill()

@@ -77,9 +77,19 @@ class Supervisor:
             kept.due = None
             _keep_log(child)
             try:
-                await asyncio.to_thread(kept.restart)
+                await _in_thread(kept.restart)
             except (TransportError, OSError) as exc:
                 self._say(f"{child.name} could not be started: {exc}")
+
+
+async def _in_thread(restart: Callable[[], None]) -> None:
+    """Run it to its end, also when we are cancelled: whoever stops the children next must find what it started."""
+    work = asyncio.get_running_loop().run_in_executor(None, restart)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _reason(child: Child) -> str:

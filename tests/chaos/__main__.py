@@ -20,6 +20,7 @@ import uvloop
 from benchmarks.harness import control, deploy, print_table, running_stack, wait_for_workers, write_results
 from contracts.adapters.redis import RedisDoor
 from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
+from deploy.embedded.processes import Server
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
 from tests.chaos.load import FOLDER, MODEL, Load, deployment
@@ -27,7 +28,7 @@ from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
 
 
 @asynccontextmanager
-async def three_brokers() -> AsyncIterator[EmbeddedStack]:
+async def three_brokers() -> AsyncIterator[tuple[EmbeddedStack, Server]]:
     """A stack on three Apache Kafka brokers, replication 3, of which two must acknowledge."""
     with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as folder:
         kafka = await asyncio.to_thread(
@@ -40,21 +41,24 @@ async def three_brokers() -> AsyncIterator[EmbeddedStack]:
         }
         try:
             async with EmbeddedStack(Path(folder) / "stack", env=env) as stack:
-                yield stack
+                yield stack, kafka
         finally:
             await asyncio.to_thread(kafka.stop)
 
 
-async def run_scenario(name: str, stack: EmbeddedStack, repeats: int, in_flight: int) -> Figures:
-    """One scenario on a fresh stack; the row of the report."""
+async def run_scenario(
+    name: str, stack: EmbeddedStack, repeats: int, in_flight: int, kafka: Server | None = None
+) -> Figures:
+    """One scenario; the row of the report. `kafka` is the broker when it is not the stack's own."""
     workers, act = SCENARIOS[name]
     async with control(stack) as (registry, leases), await RedisDoor.open(stack.redis_url) as redis:
         await deploy(registry, FOLDER, deployment(workers))
+        await registry.set_manual(MODEL, None)  # an earlier scenario's
         await wait_for_workers(leases, MODEL, workers)
         async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="chaos") as client:
             load = Load(client)
             async with load.running(in_flight):
-                figures = await act(Fleet(stack, redis, registry, leases, load), repeats)
+                figures = await act(Fleet(stack, kafka or stack.kafka, redis, registry, leases, load), repeats)
             stats = client.stats()
     for error in load.errors[:3]:
         print(f"{name}: a caller saw {error}", file=sys.stderr)
@@ -74,9 +78,12 @@ async def _run(arguments: argparse.Namespace) -> int:
     names = arguments.scenarios or [name for name in SCENARIOS if name != "kill-broker"]
     rows = []
     for name in names:
-        stack = three_brokers() if name == "kill-broker" else running_stack(arguments.kafka)
-        async with stack as running:
-            rows.append(await run_scenario(name, running, arguments.repeats, arguments.in_flight))
+        if name == "kill-broker":
+            async with three_brokers() as (stack, kafka):
+                rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight, kafka))
+        else:
+            async with running_stack(arguments.kafka) as stack:
+                rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight))
         print_table([rows[-1]])
     write_results(f"chaos-{arguments.kafka}" if arguments.kafka != "embedded" else "chaos", {"rows": rows})
     return int(any(row["lost"] or row["doubled"] or row["mixed"] or row["errors"] for row in rows))

@@ -13,6 +13,7 @@ from contracts import keys, topics
 from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
+from deploy.embedded.processes import Server
 from deploy.embedded.stack import EmbeddedStack
 from tests.chaos.load import MODEL, Load
 
@@ -25,6 +26,7 @@ class Fleet:
     """What the scenarios act on."""
 
     stack: EmbeddedStack
+    kafka: Server
     redis: RedisDoor
     registry: Registry
     leases: Leases
@@ -95,15 +97,14 @@ async def kill_scheduler(fleet: Fleet, repeats: int) -> Figures:
 
 async def kill_broker(fleet: Fleet, repeats: int) -> Figures:
     """SIGKILL one broker of several, in turn, and start it again."""
-    children = fleet.stack.kafka.children
+    children = fleet.kafka.children
     turn = iter(range(repeats))
 
     async def kill() -> None:
         children[next(turn) % len(children)].kill()
 
     async def all_run(_fleet: Fleet, _observe: Observe, _before: str) -> None:
-        while not all(child.is_running for child in children):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(fleet.kafka.start)
         await asyncio.sleep(10.0)  # until its replicas are in sync again, or the next kill takes a partition's last one
 
     return await _repeat(fleet, repeats, kill, all_run)

@@ -148,6 +148,16 @@ OBSERVATIONS: dict[str, dict[str, Any]] = {
         "unknown": 3,
     },
     "delete_records": {"answers": [2, 2, "OffsetOutOfRangeError", 5], "start": 5, "end": 6},
+    "odd_requests": {
+        "commits": ["none", "none", "unknown_member_id"],
+        "commits to what is not there": ["unknown_topic_or_partition", "unknown_topic_or_partition"],
+        "committed": [[("none", 1, "")], []],
+        "one setting": 1,
+        "as many settings": True,
+        "unknown group": ("none", "Dead", ()),
+        "no topics": 0,
+        "offset of an unknown topic": [("none", -1, "")],
+    },
     "compressed": {"records": [(0, True, 1), (1, True, 1), (2, True, 1)]},
     "librdkafka": {
         "created": ["done", "TOPIC_ALREADY_EXISTS"],

@@ -17,9 +17,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.contract.log_raw import (
+    DESCRIBE_CONFIGS,
+    DESCRIBE_GROUPS,
     FETCH,
     FETCH_VERSION,
     METADATA,
+    OFFSET_COMMIT,
+    OFFSET_FETCH,
     RawClient,
     fetch_fields,
     make_batch,
@@ -444,6 +448,51 @@ async def delete_records(bootstrap: str) -> Observations:
         }
 
 
+async def odd_requests(bootstrap: str) -> Observations:
+    """What no client of ours sends, but somebody's may: null and empty lists, stale members, unknown groups."""
+    async with Clients(bootstrap) as clients:
+        topic, group = await clients.topic(), unique_name("group")
+        await (await clients.consumer(topic, group_id=group)).committed(
+            TopicPartition(topic, 0)
+        )  # finds the coordinator
+        with RawClient(bootstrap) as raw:
+
+            def commit(generation: int, member: str, name: str, index: int) -> str:
+                part = {"partition_index": index, "committed_offset": 1, "committed_metadata": None}
+                who = {"group_id": group, "generation_id_or_member_epoch": generation, "member_id": member}
+                answer = raw.ask(OFFSET_COMMIT, 3, {**who, "topics": [{"name": name, "partitions": [part]}]})
+                return str(answer.topics[0].partitions[0].error_code.name)
+
+            def committed(name: str) -> list[tuple[str, int, str]]:
+                topics = raw.ask(OFFSET_FETCH, 5, {"group_id": name, "topics": None}).topics
+                return [
+                    (part.error_code.name, part.committed_offset, part.metadata)
+                    for t in topics
+                    for part in t.partitions
+                ]
+
+            def settings(keys: list[str] | None) -> int:
+                wish = {"resource_type": 2, "resource_name": topic, "configuration_keys": keys}
+                return len(raw.ask(DESCRIBE_CONFIGS, 1, {"resources": [wish]}).results[0].configs)
+
+            unknown = raw.ask(DESCRIBE_GROUPS, 5, {"groups": [unique_name()]}).groups[0]
+            absent = unique_name()
+            wish = {"name": absent, "partition_indexes": [0]}
+            return {
+                "commits": [commit(-1, "", topic, 0), commit(-1, "m", topic, 0), commit(3, "m", topic, 0)],
+                "commits to what is not there": [commit(-1, "", topic, 9), commit(-1, "", absent, 0)],
+                "committed": [committed(group), committed(unique_name())],
+                "one setting": settings(["retention.ms"]),
+                "as many settings": settings([]) == settings(None),
+                "unknown group": (unknown.error_code.name, unknown.group_state, unknown.members),
+                "no topics": len(raw.ask(METADATA, 5, {"topics": []}).topics),
+                "offset of an unknown topic": [
+                    (part.error_code.name, part.committed_offset, part.metadata)
+                    for part in raw.ask(OFFSET_FETCH, 5, {"group_id": group, "topics": [wish]}).topics[0].partitions
+                ],
+            }
+
+
 async def compressed(bootstrap: str) -> Observations:
     """Compressed batches come back as they were sent, acks 0 and 1 work as well."""
     async with Clients(bootstrap) as clients:
@@ -471,6 +520,7 @@ SESSIONS: Mapping[str, Session] = {
         topic_life,
         settings,
         delete_records,
+        odd_requests,
         compressed,
     )
 }

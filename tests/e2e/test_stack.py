@@ -97,4 +97,3 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path) -> None:
     assert len(pids) >= 7  # guardian, broker, Redis, scheduler, agent, ingest, engine
     wait_until_sync(lambda: not any(exists(pid) for pid in pids), f"some of {pids} live on", timeout=30)
     assert terminal.run("headrace status").returncode == 2
-

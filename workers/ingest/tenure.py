@@ -184,8 +184,8 @@ class Tenure:
             if any(event.lease == self._lease or event.topic in self._drains for event in events):
                 self._wake.set()
 
-    async def give_all(self) -> None:
-        """Give back every partition, then the lease; for a worker that stops in peace."""
+    async def give_all(self, reason: str = "stopped") -> None:
+        """Give back every partition, then the lease with the reason; for a worker that stops in peace."""
         if self._moving:
             await asyncio.wait(set(self._moving.values()))
         for topic, drain in self._drains.items():
@@ -194,7 +194,7 @@ class Tenure:
             await asyncio.wait(set(self._moving.values()))
         self._is_given_back = True
         if not self.is_over:
-            await self._leases.release(self._lease, self._token, "stopped")
+            await self._leases.release(self._lease, self._token, reason)
             self.is_over = True
 
     async def stop(self) -> None:

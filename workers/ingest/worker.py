@@ -42,6 +42,7 @@ from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 
 log = logging.getLogger(__name__)
 
+_MAX_REASON = 300  # characters that the pool keeps of why a lease ended
 _LOST_GRACE_SECONDS = 2.0  # results of batches launched before the lease was lost may still be published
 
 
@@ -59,6 +60,7 @@ class Worker:
         self._loops = Loops("worker")
         self._ready = asyncio.Event()
         self._load_failed: asyncio.Future[None] | None = None
+        self._why_stopped = "stopped"
         self._started = False
         self._stopped = False
 
@@ -77,7 +79,11 @@ class Worker:
         self._wire(lease, model)
         self._started = True
         await asyncio.gather(self._producer.open(), self._reader.open(), self._link.start())
-        await self._wait_for_engine()
+        try:
+            await self._wait_for_engine()
+        except ModelLoadError as exc:
+            self._why_stopped = str(exc)[:_MAX_REASON]  # the pool tells it on to whoever waits for this worker
+            raise
         topic = topics.requests(settings.kafka.prefix, key.model, key.version)
         self._drain.assign(await self._producer.partitions(topic))
         await self._tenure.bind({"ingest_pid": str(os.getpid()), "device": self._responder.device})
@@ -242,6 +248,6 @@ class Worker:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
                 await self._drain.commit(1.0, final=True)
             else:
-                await asyncio.wait_for(self._tenure.give_all(), deadline.remaining)
+                await asyncio.wait_for(self._tenure.give_all(self._why_stopped), deadline.remaining)
         except (HeadraceError, TimeoutError) as exc:
             log.warning("stopping with work unfinished, somebody else will do it: %r", exc)

@@ -85,9 +85,18 @@ class Fleet:
 
 def set_fault(folder: Path, **fault: object) -> None:
     """Have the embedded log that serves `folder` misbehave; its module says how."""
+    _command(folder, {"set": fault})
+
+
+def clear_faults(folder: Path) -> None:
+    """Have it behave again."""
+    _command(folder, {"clear": True})
+
+
+def _command(folder: Path, command: dict[str, object]) -> None:
     with socket.socket(socket.AF_UNIX) as door, socket_path(folder) as path:
         door.connect(path)
-        door.sendall(json.dumps({"set": fault}).encode() + b"\n")
+        door.sendall(json.dumps(command).encode() + b"\n")
         answer = json.loads(door.makefile("rb").readline())
     assert "error" not in answer, answer
 

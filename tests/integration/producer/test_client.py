@@ -100,26 +100,24 @@ async def test_tensors_parameters_ids_and_keys_reach_the_worker(fleet: Fleet, re
     assert first.partition == second.partition == third.partition
 
 
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [
-        (Status.INVALID, InvalidRequest),
-        (Status.DEADLINE_EXCEEDED, DeadlineExceeded),
-        (Status.CANCELLED, Cancelled),
-        (Status.OVERLOADED, Overloaded),
-        (Status.POISON, PoisonRequest),
-        (Status.INTERNAL, InternalError),
-    ],
-)
-async def test_every_status_is_its_own_exception(
-    fleet: Fleet, responder: Responder, status: Status, error: type[RequestError]
-) -> None:
-    responder.behave = refuse(status, "because")
+ERRORS: dict[Status, type[RequestError]] = {
+    Status.INVALID: InvalidRequest,
+    Status.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Status.CANCELLED: Cancelled,
+    Status.OVERLOADED: Overloaded,
+    Status.POISON: PoisonRequest,
+    Status.INTERNAL: InternalError,
+}
+
+
+async def test_every_status_is_its_own_exception(fleet: Fleet, responder: Responder) -> None:
     async with InferenceClient(fleet.settings()) as client:
-        with pytest.raises(error, match="because"):
-            await client.infer("echo", row())
-        response = await client.infer("echo", row(), raise_on_error=False)
-        assert response.status is status
+        for status, error in ERRORS.items():
+            responder.behave = refuse(status, "because")
+            with pytest.raises(error, match="because"):
+                await client.infer("echo", row())
+            response = await client.infer("echo", row(), raise_on_error=False)
+            assert response.status is status
 
 
 async def test_what_is_knowably_wrong_is_never_published(fleet: Fleet, responder: Responder) -> None:
@@ -393,10 +391,10 @@ async def test_a_server_that_cannot_be_reached_is_a_transport_error(fleet: Fleet
 
 
 async def test_a_deployment_without_a_topic_is_a_retryable_error(fleet: Fleet) -> None:
-    quick = fleet.kafka.model_copy(update={"request_timeout_seconds": 0.3})
     async with fleet.door() as door:
         await Registry(door, fleet.redis.pool).put_deployment(DeploymentSpec(model="early", version=1))
-    async with InferenceClient(Fleet(quick, fleet.redis).settings()) as client:
+    async with InferenceClient(fleet.settings()) as client:
+        client._outbox._producer._settings = fleet.kafka.model_copy(update={"request_timeout_seconds": 0.2})
         with pytest.raises(TransportError, match="does not exist") as caught:
             await client.infer("early", row())
         assert caught.value.retryable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,33 @@ from contracts.errors import InvalidRequest, TransportError
 from contracts.messages import Status
 from contracts.settings import KafkaSettings, RedisSettings
 from deploy.embedded.processes import Server
+from deploy.embedded.servers import start_embedded_log
 from producer.client import InferenceClient
 from tests.helpers import unique_name, wait_until
-from tests.integration.producer.kit import ECHO, Fleet, Responder, echo, row, set_fault, silent
+from tests.integration.producer.kit import ECHO, Fleet, Responder, clear_faults, echo, row, set_fault, silent
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(90)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the log of these tests keeps its segments, and the door for its faults."""
+    return tmp_path_factory.mktemp("faulty") / "log"
+
+
+@pytest.fixture(scope="module")
+def log(folder: Path) -> Iterator[Server]:
+    """An embedded log that these tests may harm; it is whole again after each."""
+    server = start_embedded_log(folder)
+    yield server
+    server.kill()
 
 
 @pytest.fixture
-async def fleet(own_log: Server, any_redis_settings: RedisSettings) -> Fleet:
-    """The echo model on a log of the test's own."""
-    fleet = Fleet(KafkaSettings(bootstrap=own_log.address, prefix=unique_name()), any_redis_settings)
+async def fleet(log: Server, folder: Path, any_redis_settings: RedisSettings) -> Fleet:
+    """The echo model on that log."""
+    clear_faults(folder)
+    fleet = Fleet(KafkaSettings(bootstrap=log.address, prefix=unique_name()), any_redis_settings)
     await fleet.deploy(ECHO)
     return fleet
 
@@ -32,23 +51,23 @@ def requests_topic(fleet: Fleet) -> str:
 
 
 async def test_a_lost_acknowledgement_fails_nobody(
-    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+    fleet: Fleet, responder: Responder, requests_topic: str, folder: Path
 ) -> None:
     async with InferenceClient(fleet.settings()) as client:
         await client.infer("echo", row())
-        set_fault(tmp_path / "log", kind="drop_answer", api="PRODUCE", topic=requests_topic, times=1)
+        set_fault(folder, kind="drop_answer", api="PRODUCE", topic=requests_topic, times=1)
         responses = await asyncio.gather(*(client.infer("echo", row(float(number))) for number in range(50)))
         assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [float(n) for n in range(50)]
         assert client.stats().responses == 51
 
 
 async def test_a_producer_that_cannot_go_on_is_replaced_and_everybody_answered(
-    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+    fleet: Fleet, responder: Responder, requests_topic: str, folder: Path
 ) -> None:
     async with InferenceClient(fleet.settings()) as client:
         await client.infer("echo", row())
         code = "out_of_order_sequence_number"
-        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code, times=1)
+        set_fault(folder, kind="refuse", api="PRODUCE", topic=requests_topic, code=code, times=1)
         responses = await asyncio.gather(*(client.infer("echo", row(float(number))) for number in range(50)))
         assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [float(n) for n in range(50)]
         assert client.stats().rebuilds == 1
@@ -56,12 +75,12 @@ async def test_a_producer_that_cannot_go_on_is_replaced_and_everybody_answered(
 
 
 async def test_a_broker_that_refuses_for_good_is_a_transport_error(
-    fleet: Fleet, responder: Responder, requests_topic: str, tmp_path: Path
+    fleet: Fleet, responder: Responder, requests_topic: str, folder: Path
 ) -> None:
     async with InferenceClient(fleet.settings()) as client:
         await client.infer("echo", row())
         code = "invalid_required_acks"
-        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
+        set_fault(folder, kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
         with pytest.raises(TransportError):
             await client.infer("echo", row())
         assert client.stats().in_flight == 0
@@ -71,26 +90,24 @@ async def test_a_broker_that_refuses_for_good_is_a_transport_error(
     ("code", "error"), [("message_too_large", InvalidRequest), ("topic_authorization_failed", TopicMissing)]
 )
 async def test_a_refusal_that_names_its_reason_reaches_the_caller(
-    fleet: Fleet, requests_topic: str, tmp_path: Path, code: str, error: type[Exception]
+    fleet: Fleet, requests_topic: str, folder: Path, code: str, error: type[Exception]
 ) -> None:
     async with InferenceClient(fleet.settings()) as client:
-        set_fault(tmp_path / "log", kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
+        set_fault(folder, kind="refuse", api="PRODUCE", topic=requests_topic, code=code)
         with pytest.raises(error, match="publishing to"):
             await client.infer("echo", row())
         assert client.stats().rebuilds == 0
 
 
-async def test_requests_ride_over_the_restart_of_the_broker(
-    fleet: Fleet, responder: Responder, own_log: Server
-) -> None:
+async def test_requests_ride_over_the_restart_of_the_broker(fleet: Fleet, responder: Responder, log: Server) -> None:
     responder.behave = silent
     async with InferenceClient(fleet.settings()) as client:
         await client.submit("echo", row())
         await wait_until(lambda: responder.seen)
-        await asyncio.to_thread(own_log.kill)
+        await asyncio.to_thread(log.kill)
         tasks = [asyncio.get_running_loop().create_task(client.infer("echo", row(1))) for _ in range(20)]
         responder.behave = lambda seen: [] if seen is responder.seen[0] else echo(seen)
-        await asyncio.to_thread(own_log.start)
+        await asyncio.to_thread(log.start)
         responses = await asyncio.gather(*tasks)
         assert {response.status for response in responses} == {Status.OK}
 

@@ -10,6 +10,7 @@ from contracts.adapters.assignments import Assignments
 from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
+from contracts.errors import TransportError
 from contracts.pool import Lease, NodeReport, Refusal, cpu_report
 from contracts.settings import KafkaSettings, LeaseSettings, RedisSettings
 from contracts.specs import DeploymentSpec, ModelSpec
@@ -18,7 +19,7 @@ from scheduler.settings import PlanningSettings, SchedulerSettings
 LEASE = LeaseSettings(ttl_seconds=1.5, renew_seconds=0.3, margin_seconds=0.3, handover_seconds=1.0, start_seconds=5.0)
 PLANNING = PlanningSettings(
     tick_seconds=0.05, floor_seconds=0.01, calm_seconds=0.2, leader_ttl_seconds=1.5, leader_renew_seconds=0.4,
-    suspect_seconds=0.5, dead_seconds=1.5,
+    suspect_seconds=0.7, dead_seconds=2.1,
 )  # fmt: skip
 TTL_MS = round(LEASE.ttl_seconds * 1000)
 TURN_SECONDS = 0.03
@@ -91,11 +92,14 @@ class FakeNode:
 
     async def _turn_loop(self) -> None:
         while True:
-            held = await self.leases.heartbeat(self.name, self._incarnation)
-            assert not isinstance(held, Refusal), held
-            for lease in held:
-                if lease.id not in self.frozen:
-                    await self._turn(lease)
+            with contextlib.suppress(TransportError):  # like a real agent, it tries again
+                held = await self.leases.heartbeat(self.name, self._incarnation)
+                if isinstance(held, Refusal):
+                    await self.register()
+                    continue
+                for lease in held:
+                    if lease.id not in self.frozen:
+                        await self._turn(lease)
             await asyncio.sleep(TURN_SECONDS)
 
     async def _turn(self, lease: Lease) -> None:

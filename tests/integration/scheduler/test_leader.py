@@ -96,15 +96,6 @@ async def test_a_paused_leader_that_wakes_up_writes_nothing(stage: Stage, tmp_pa
             assert await stage.states() == {"active": 1}
 
 
-async def test_a_misspelt_variable_ends_the_start_with_the_nearest_name(stage: Stage) -> None:
-    variables = {**os.environ, **environment(stage.settings), "HEADRACE_SCHEDULER__TICK_SECOND": "1"}
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-P", "-m", "scheduler"], env=variables, capture_output=True, check=False
-    )
-    assert done.returncode == 2
-    assert b"did you mean HEADRACE_SCHEDULER__TICK_SECONDS?" in done.stderr
-
-
 async def test_the_leader_acts_no_more_once_it_is_not_sure_to_lead(stage: Stage) -> None:
     clock = FakeClock()
     leader = Leader(stage.leases, "me", ttl_seconds=6.0, renew_seconds=2.0, clock=clock)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from pydantic import SecretStr
+
 from contracts import topics
 from contracts.adapters.kafka import Admin
 from contracts.adapters.redis import RedisDoor
@@ -181,3 +183,18 @@ async def test_without_kafka_workers_start_and_get_their_partitions_when_it_is_b
             assert (await stage.state()).topics == {}
             await asyncio.to_thread(own_log.start)
             await wait_until(lambda: has_loads(stage, [16]), "the topic was not made after Kafka came back", timeout=15)
+
+
+async def test_the_scheduler_outlives_a_restart_of_redis(own_redis: Server, log_settings: KafkaSettings) -> None:
+    redis_settings = RedisSettings(url=SecretStr(own_redis.address))
+    settings = scheduler_settings(redis_settings, log_settings)
+    async with await RedisDoor.from_settings(redis_settings) as redis:
+        stage = Stage(redis, settings)
+        await deploy(stage.registry)
+        async with stage.scheduler() as scheduler:
+            await wait_until(lambda: scheduler.is_leading)
+            await asyncio.to_thread(own_redis.kill)
+            await wait_until(lambda: not scheduler.is_leading, "it still trusts a grant that it cannot renew")
+            await asyncio.to_thread(own_redis.start)
+            async with stage.node().running():
+                await wait_until(lambda: has_loads(stage, [16]))

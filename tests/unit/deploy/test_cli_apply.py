@@ -163,7 +163,9 @@ def test_a_route_must_lead_somewhere() -> None:
 
 @given(st.sets(st.integers(1, 6)), st.sets(st.integers(1, 6)), st.booleans())
 def test_every_deployment_of_file_or_registry_is_accounted_for_once(
-    wanted: set[int], known: set[int], prune: bool  # noqa: FBT001 - hypothesis hands it over
+    wanted: set[int],
+    known: set[int],
+    prune: bool,  # noqa: FBT001 - hypothesis hands it over
 ) -> None:
     deployed = {
         ModelVersion("digits", version): DeploymentSpec.model_validate({"model": "digits", "version": version})

@@ -121,7 +121,10 @@ def test_a_misspelt_variable_is_refused_with_the_right_one(
 def test_help_answers_quickly() -> None:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-P", "-X", "importtime", "-m", "deploy.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-X", "importtime", "-m", "deploy.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert time.monotonic() - started < 5.0  # a bound for a machine that is busy with other tests
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -50,7 +50,7 @@ def test_a_file_with_objects_is_never_unpickled(tmp_path: Path) -> None:
         load_array(tmp_path / "evil.npy", None)
 
 
-@pytest.mark.parametrize("text", ["x=[[1, 2", "x=[[1], [2, 3]]", "x=[[\"a\"]]", "x=@missing.npy"])
+@pytest.mark.parametrize("text", ["x=[[1, 2", "x=[[1], [2, 3]]", 'x=[["a"]]', "x=@missing.npy"])
 def test_a_value_that_is_none_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_inputs([text], spec(_x))

@@ -17,7 +17,9 @@ from deploy.demo.verdict import verdict
 DIGITS = Digits(np.zeros((4, 64), np.float32), np.array([0, 1, 2, 3], np.uint8), np.array([True, True, False, True]))
 
 
-def answer(version: int, image: int, *, says: int, status: Status = Status.OK, rows: int = 2, total: int = 1000) -> Answer:
+def answer(
+    version: int, image: int, *, says: int, status: Status = Status.OK, rows: int = 2, total: int = 1000
+) -> Answer:
     scores = np.zeros((1, 10), np.float32)
     scores[0, says] = 1.0
     receipt = Receipt(worker="w", device="cpu", batch_rows=rows, computed_us=200, total_us=total)

@@ -56,10 +56,10 @@ def test_times_counts_requests_not_their_parts() -> None:
     assert meets(faults, Api.PRODUCE, "t", "u") == ["done", "done"]
 
 
-def test_a_request_that_is_put_off_spends_nothing() -> None:
+def test_a_request_that_is_looked_at_again_spends_nothing() -> None:
     faults = faults_of(kind="drop_answer", times=1)
     faults.check(Api.FETCH, "t")
-    faults.put_off()
+    faults.begin()
     assert faults.settle() == 0
     assert meets(faults, Api.FETCH, "t") == ["done", "dropped"]
     assert meets(faults, Api.FETCH, "t") == ["done"]

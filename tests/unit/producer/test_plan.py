@@ -112,6 +112,16 @@ def test_an_input_may_be_named_once() -> None:
         make_plan(IMAGE).encode([tensor, tensor], None)
 
 
+def test_a_request_without_inputs_is_refused_whatever_the_model_takes() -> None:
+    with pytest.raises(InvalidRequest, match="at least one input"):
+        make_plan(IMAGE, known=False).encode({}, None)
+
+
+def test_lists_for_bf16_are_bit_patterns_too() -> None:
+    found = decode_request(make_plan(("x", "BF16", (-1, 2))).encode({"x": [[1, 2]]}, None)).inputs[0]
+    assert (found.datatype, bytes(found.data)) == ("BF16", b"\x01\x00\x02\x00")
+
+
 def test_parameters_travel_and_must_be_scalars() -> None:
     plan, row = make_plan(IMAGE), {"image": np.zeros((1, 4), np.float32)}
     body = decode_request(plan.encode(row, {"top_k": 3, "name": "x", "flag": True}))

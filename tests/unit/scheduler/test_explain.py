@@ -124,3 +124,8 @@ def test_settings_that_contradict_each_other_are_refused_with_the_reason() -> No
         load_settings(SchedulerSettings, {}, scheduler={"leader_renew_seconds": 3})
     with pytest.raises(ConfigurationError, match="dead_seconds must be at least three times"):
         load_settings(SchedulerSettings, {}, scheduler={"dead_seconds": 4})
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean HEADRACE_SCHEDULER__TICK_SECONDS"):
+        load_settings(SchedulerSettings, {"HEADRACE_SCHEDULER__TICK_SECOND": "1"})

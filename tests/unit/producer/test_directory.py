@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from contracts.adapters.registry import RegisteredModel, RegistryState
+from contracts.errors import ModelNotFound, TransportError
+from contracts.names import ModelVersion
+from contracts.specs import DeploymentSpec, ModelSpec, RouteSpec, TensorSpec
+from producer.directory import Directory
+
+TENSOR = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
+
+
+class FakeRegistry:
+    """A registry in memory that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.state = RegistryState(revision=1, models={}, deployments={}, routes={})
+        self.looks = self.reads = 0
+        self.is_away = False
+
+    def deploy(self, *names: str, **routes: int) -> None:
+        keys = [ModelVersion.parse(name) for name in names]
+        self.state = RegistryState(
+            revision=self.state.revision + 1,
+            models={key: RegisteredModel(spec=_spec(key), uri="nowhere") for key in keys},
+            deployments={key: DeploymentSpec(model=key.model, version=key.version) for key in keys},
+            routes={model: RouteSpec(default=version) for model, version in routes.items()},
+        )
+
+    async def revision(self) -> int:
+        self.looks += 1
+        if self.is_away:
+            raise TransportError("Redis is away")
+        return self.state.revision
+
+    async def snapshot(self) -> RegistryState:
+        self.reads += 1
+        return self.state
+
+
+class FakeKafka:
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    async def partitions(self, topic: str) -> int:
+        return self.counts.get(topic, 8)
+
+
+def _spec(key: ModelVersion) -> ModelSpec:
+    return ModelSpec(name=key.model, version=key.version, backend="onnx", inputs=(TENSOR,), outputs=(TENSOR,))
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    registry = FakeRegistry()
+    registry.deploy("digits@1", "digits@2", "other@3", digits=2)
+    return registry
+
+
+@pytest.fixture
+def kafka() -> FakeKafka:
+    return FakeKafka()
+
+
+@pytest.fixture
+async def directory(registry: FakeRegistry, kafka: FakeKafka) -> Directory:
+    directory = Directory(registry, kafka, prefix="p", refresh_seconds=0.5, longest_run=16)
+    await directory.open()
+    return directory
+
+
+@asynccontextmanager
+async def following(directory: Directory) -> AsyncIterator[None]:
+    """Runs the refresh loop; with the test's virtual time, sleeping is free."""
+    task = asyncio.get_running_loop().create_task(directory.refresh_loop())
+    try:
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "topic"),
+    [
+        ("digits", None, "p.requests.digits.2"),
+        ("digits", 1, "p.requests.digits.1"),
+        ("digits@1", None, "p.requests.digits.1"),
+        ("digits@1", 1, "p.requests.digits.1"),
+        ("other", None, "p.requests.other.3"),
+    ],
+)
+async def test_whatever_a_caller_writes_means_one_topic(
+    directory: Directory, model: str, version: int | None, topic: str
+) -> None:
+    plan = await directory.plan(model, version)
+    assert plan.topic == topic
+    assert plan.partitioner.partitions == 8
+    assert directory.plans[model if version is None else (model, version)] is plan
+
+
+@pytest.mark.parametrize(
+    ("model", "version"), [("nothing", None), ("digits", 9), ("digits@9", None), ("digits@1", 2), ("digits@x", None)]
+)
+async def test_what_is_not_deployed_is_not_found(directory: Directory, model: str, version: int | None) -> None:
+    with pytest.raises(ModelNotFound):
+        await directory.plan(model, version)
+
+
+async def test_all_spellings_of_one_version_share_a_plan(directory: Directory) -> None:
+    plans = [
+        await directory.plan("digits", None),
+        await directory.plan("digits", 2),
+        await directory.plan("digits@2", None),
+    ]
+    assert len(set(map(id, plans))) == 1
+
+
+async def test_a_known_name_costs_no_look_at_the_registry(directory: Directory, registry: FakeRegistry) -> None:
+    await directory.plan("digits", None)
+    looks = registry.looks
+    for _ in range(10):
+        await directory.plan("digits", None)
+    assert registry.looks == looks
+
+
+async def test_an_unknown_name_is_looked_up_at_once(directory: Directory, registry: FakeRegistry) -> None:
+    registry.deploy("fresh@1")
+    assert (await directory.plan("fresh", None)).key == ModelVersion("fresh", 1)
+
+
+async def test_a_topic_that_does_not_exist_yet_is_a_transport_error(directory: Directory, kafka: FakeKafka) -> None:
+    kafka.counts["p.requests.other.3"] = 0
+    with pytest.raises(TransportError, match="does not exist yet"):
+        await directory.plan("other", None)
+
+
+@pytest.mark.looptime
+async def test_the_copy_is_read_again_only_when_the_revision_moved(
+    directory: Directory, registry: FakeRegistry
+) -> None:
+    await directory.plan("digits", None)
+    async with following(directory):
+        await asyncio.sleep(10)
+        assert registry.reads == 1
+        assert registry.looks == 19
+        registry.deploy("digits@1", "digits@2", digits=1)
+        await asyncio.sleep(1)
+        assert registry.reads == 2
+        assert "digits" not in directory.plans
+        assert (await directory.plan("digits", None)).key.version == 1
+
+
+@pytest.mark.looptime
+async def test_while_redis_is_away_the_last_copy_serves_on_and_is_complained_about_once(
+    directory: Directory, registry: FakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(directory):
+        registry.is_away = True
+        await asyncio.sleep(10)
+        assert (await directory.plan("digits", None)).key.version == 2
+        registry.is_away = False
+        registry.deploy("digits@1")
+        await asyncio.sleep(1)
+        assert (await directory.plan("digits", None)).key.version == 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.looptime
+async def test_a_topic_that_has_grown_is_used_whole(directory: Directory, kafka: FakeKafka) -> None:
+    plan = await directory.plan("digits", None)
+    async with following(directory):
+        kafka.counts[plan.topic] = 12
+        await asyncio.sleep(31)
+        assert plan.partitioner.partitions == 12
