@@ -22,8 +22,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from contracts import topics
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.inboxes import Inboxes
@@ -40,9 +38,9 @@ from producer.directory import Directory
 from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
-from producer.metrics import CLIENTS, ClientStats
+from producer.metrics import CLIENTS
 from producer.outbox import Outbox
-from producer.pending import Outgoing, Pending, Waiter
+from producer.pending import ClientStats, Outgoing, Pending, Waiter
 from producer.plan import Inputs, ModelPlan
 from producer.settings import ClientSettings
 from producer.tombstones import Tombstones
@@ -90,6 +88,9 @@ class InferenceClient:
 
         Raises TransportError when Kafka or Redis cannot be reached, Overloaded when all inboxes are taken.
         """
+        if self._is_open or self._is_closed:
+            msg = "a client is opened once; make another one"
+            raise ClientClosed(msg)
         settings = self._settings
         self._loop = asyncio.get_running_loop()
         self._loops = Loops("headrace.client")
@@ -236,6 +237,7 @@ class InferenceClient:
         They come in the order of the inputs, or as they arrive. An error is a response with its status, unless
         `raise_on_error`; what was refused before it was sent has no id. Leaving the loop early abandons the rest.
         """
+        self._check_usable()
         run = FanOut(limit=max(1, in_flight), ordered=ordered)
         under_way: dict[str, Waiter] = {}
 
@@ -286,16 +288,7 @@ class InferenceClient:
 
     def stats(self) -> ClientStats:
         """What this client has done so far."""
-        counts = msgspec.structs.asdict(self._pending.counts)
-        if not hasattr(self, "_inbox"):
-            return ClientStats(in_flight=len(self._pending), **counts)
-        return ClientStats(
-            in_flight=len(self._pending),
-            malformed=self._inbox.malformed,
-            inbox_moves=self._inbox.leases_lost,
-            rebuilds=self._outbox.rebuilds,
-            **counts,
-        )
+        return self._pending.stats()
 
     # --- the hot path -------------------------------------------------------------------------------------------------
 
@@ -328,15 +321,18 @@ class InferenceClient:
 
     def _plan(self, model: str, version: int | None) -> ModelPlan | None:
         if self._is_closed or self._broken is not None or not self._is_open:
-            raise self._unusable()
+            self._check_usable()
         return self._plans.get(model if version is None else (model, version))
 
-    def _unusable(self) -> Exception:
+    def _check_usable(self) -> None:
         if self._is_closed:
-            return ClientClosed("the client is closed")
+            msg = "the client is closed"
+            raise ClientClosed(msg)
         if self._broken is not None:
-            return TransportError(*self._broken.args)
-        return ClientClosed("the client is not open: use `async with`, or await client.open()")
+            raise TransportError(*self._broken.args)
+        if not self._is_open:
+            msg = "the client is not open: use `async with`, or await client.open()"
+            raise ClientClosed(msg)
 
     def _partition(self, plan: ModelPlan, key: str | bytes | None, now: float) -> int:
         if key is None:

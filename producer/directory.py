@@ -71,7 +71,15 @@ class Directory:
         except ModelNotFound:
             await self._refresh()
             key = self._pin(name, number)
-        plan = self._by_key.get(key) or await self._make(key)
+        plan = self._by_key.get(key)
+        while plan is None:
+            state = self._state
+            made = await self._make(key)
+            if state is self._state:
+                plan = self._by_key[key] = made
+            else:  # the registry was read again meanwhile: this may mean another version now, or none
+                key = self._pin(name, number)
+                plan = self._by_key.get(key)
         self.plans[model if version is None else (model, version)] = plan
         return plan
 
@@ -115,8 +123,7 @@ class Directory:
             raise TransportError(msg)
         partitioner = Partitioner(count, first=secrets.randbelow(count), longest_run=self._longest_run)
         model = self._state.models.get(key) if self._state else None
-        plan = self._by_key[key] = ModelPlan(key, topic, partitioner, model.spec if model else None)
-        return plan
+        return ModelPlan(key, topic, partitioner, model.spec if model else None)
 
     async def _follow_growth(self) -> None:
         for plan in list(self._by_key.values()):

@@ -46,8 +46,6 @@ class Inbox:
         clock: Clock,
         moved: Callable[[], None],
     ) -> None:
-        self.malformed = 0
-        self.leases_lost = 0
         self._kafka = kafka
         self._settings = settings
         self._leases = leases
@@ -82,6 +80,7 @@ class Inbox:
         self._lease = lease = await self._acquire()
         try:
             await self._reader.open()
+            self._reader.assign([Partition(self._topic, lease.partition)])  # asks for the topic's leaders, too
             self._positions = await self._at_end(lease)
             self._assign()
         except BaseException:
@@ -168,7 +167,7 @@ class Inbox:
             try:
                 response, token = decode_response(record.headers, record.value)
             except InvalidRequest as exc:
-                self.malformed += 1
+                self._pending.counts.malformed += 1
                 log.debug("a record in the inbox was dropped: %s", exc)
                 continue
             resolve(response, is_own=token in tokens, now=now)
@@ -237,7 +236,7 @@ class Inbox:
         if await self._leases.renew(lease, self._ttl_ms):
             self._forget_old(Partition(self._topic, lease.partition))
             return
-        self.leases_lost += 1
+        self._pending.counts.inbox_moves += 1
         log.warning("partition %d of inbox %s was taken by another client", lease.partition, lease.inbox)
         successor = await self._acquire()
         self._settled.clear()

@@ -12,36 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from contracts.telemetry import PREFIX, REGISTRY
-
-
-class ClientStats(msgspec.Struct, frozen=True):
-    """What a client has done so far."""
-
-    in_flight: int = 0
-    requests: int = 0
-    """Accepted into the window."""
-    responses: int = 0
-    """Terminal responses that reached their caller."""
-    expired: int = 0
-    """Answered DEADLINE_EXCEEDED by the client itself."""
-    abandoned: int = 0
-    """Given up by their callers."""
-    overloaded: int = 0
-    """Refused because the window was full."""
-    duplicate: int = 0
-    """Responses dropped: the request was answered before."""
-    late: int = 0
-    """Responses dropped: nobody waited any more."""
-    unknown: int = 0
-    """Responses dropped: never asked by this client."""
-    foreign: int = 0
-    """Error responses dropped: they answer another client's submission of the same id."""
-    malformed: int = 0
-    """Records in the inbox that are no responses."""
-    inbox_moves: int = 0
-    """Times that the inbox lease was lost."""
-    rebuilds: int = 0
-    """Times that the producer was replaced."""
+from producer.pending import ClientStats
 
 
 class Counted(Protocol):

@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from typing import Any
 
-from contracts.adapters.kafka import Ack, Producer, TopicMissing, translate
+from contracts.adapters.kafka import Producer, TopicMissing, translate
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
@@ -32,7 +32,6 @@ class Outbox:
     """Sends the records of the waiters in `pending`."""
 
     def __init__(self, settings: KafkaSettings, pending: Pending, clock: Clock) -> None:
-        self.rebuilds = 0
         self._settings = settings
         self._pending = pending
         self._clock = clock
@@ -66,11 +65,17 @@ class Outbox:
         waiter.ack = ack
         ack.add_done_callback(self._acknowledged)
 
-    async def publish(self, record: Outgoing, timeout_seconds: float) -> Ack:
+    async def publish(self, record: Outgoing, timeout_seconds: float) -> None:
         """Publish a record that nobody here waits for; returns once it is acknowledged."""
-        return await self._producer.send_and_wait(
-            record.topic, record.partition, record.value, record.headers, timeout_seconds=timeout_seconds
-        )
+        content = record.topic, record.partition, record.value, record.headers
+        producer = self._producer
+        try:
+            await producer.send_and_wait(*content, timeout_seconds=timeout_seconds)
+        except TopicMissing:
+            raise
+        except TransportError:
+            await self._replace(producer)
+            await self._producer.send_and_wait(*content, timeout_seconds=timeout_seconds)
 
     def _acknowledged(self, ack: asyncio.Future[Any]) -> None:
         if not ack.cancelled() and ack.exception() is not None:
@@ -116,7 +121,7 @@ class Outbox:
             log.warning("the producer failed and was replaced; what was not acknowledged is sent again")
             self._producer = successor
             self._rebuilt_at.append(now)
-            self.rebuilds += 1
+            self._pending.counts.rebuilds += 1
             await failed.close()  # what it still gets through need not be sent again
 
     async def _send_again(self) -> None:

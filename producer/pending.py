@@ -56,18 +56,35 @@ class Waiter(msgspec.Struct):
     sends: int = 1
 
 
-class Counts(msgspec.Struct):
-    """What became of requests and responses so far."""
+class ClientStats(msgspec.Struct):
+    """What a client has done so far."""
 
+    in_flight: int = 0
+    """Requests without a response."""
     requests: int = 0
+    """Requests accepted into the window."""
     responses: int = 0
+    """Terminal responses that reached their caller."""
     expired: int = 0
+    """Requests answered DEADLINE_EXCEEDED by the client itself."""
     abandoned: int = 0
+    """Requests given up by their callers."""
     overloaded: int = 0
+    """Requests refused because the window was full."""
     duplicate: int = 0
+    """Responses dropped because the request was answered before."""
     late: int = 0
+    """Responses dropped because nobody waited any more."""
     unknown: int = 0
+    """Responses dropped because this client never asked."""
     foreign: int = 0
+    """Error responses dropped because another client's submission of the same id was meant."""
+    malformed: int = 0
+    """Records in the inbox that are no responses."""
+    inbox_moves: int = 0
+    """Times that the inbox lease was lost."""
+    rebuilds: int = 0
+    """Times that the producer was replaced."""
 
 
 class _Memory:
@@ -93,7 +110,7 @@ class Pending:
     """The requests under way of one client."""
 
     def __init__(self, *, limit: int, limit_bytes: int) -> None:
-        self.counts = Counts()
+        self.counts = ClientStats()
         self.next_due = math.inf
         self._limit = limit
         self._limit_bytes = limit_bytes
@@ -107,6 +124,10 @@ class Pending:
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._waiters
+
+    def stats(self) -> ClientStats:
+        """A copy of the counters as they are now."""
+        return msgspec.structs.replace(self.counts, in_flight=len(self._waiters))
 
     def waiters(self) -> list[Waiter]:
         """Those that still wait."""

@@ -51,6 +51,8 @@ class ModelPlan:
         """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""
         tensors = self._from_arrays(inputs) if isinstance(inputs, Mapping) else self._from_tensors(inputs)
         self._check_together(tensors)
+        if parameters:
+            _check_parameters(parameters)
         body = encode_request(tensors, dict(parameters) if parameters else None)
         check_size(len(body))
         return body
@@ -105,8 +107,9 @@ class ModelPlan:
             raise InvalidRequest(msg)
 
     def _check_together(self, tensors: Sequence[Tensor]) -> None:
-        if self._by_name is not None and len(tensors) != len(self._by_name):
-            missing = [name for name in self._by_name if all(name != tensor.name for tensor in tensors)]
+        known = self._by_name
+        if known is not None and (len(tensors) != len(known) or len({tensor.name for tensor in tensors}) != len(known)):
+            missing = [name for name in known if all(name != tensor.name for tensor in tensors)]
             what = f"lacks the inputs {', '.join(missing)}" if missing else "names an input twice"
             msg = f"the request for {self.key} {what}"
             raise InvalidRequest(msg)
@@ -116,6 +119,13 @@ class ModelPlan:
         if len(tensors) > 1 and len({tensor.rows for tensor in tensors}) > 1:
             rows = {tensor.name: tensor.rows for tensor in tensors}
             msg = f"the inputs of one request must have equally many rows, not {rows}"
+            raise InvalidRequest(msg)
+
+
+def _check_parameters(parameters: Mapping[str, object]) -> None:
+    for name, value in parameters.items():
+        if not (value is None or isinstance(value, (str, int, float))):  # bool is an int
+            msg = f"parameters are str, int, float or bool; {name!r} is a {type(value).__name__}"
             raise InvalidRequest(msg)
 
 

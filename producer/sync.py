@@ -24,7 +24,7 @@ from producer.client import InferenceClient
 from producer.crossing import Crossing
 from producer.handle import Handle
 from producer.loop_thread import LoopThread
-from producer.metrics import ClientStats
+from producer.pending import ClientStats
 from producer.plan import Inputs
 from producer.settings import ClientSettings
 

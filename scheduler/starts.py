@@ -31,7 +31,6 @@ class Starts:
 
     def __init__(self) -> None:
         self._under_way: dict[str, _Start] = {}
-        self._failed_unix_ms: dict[str, int] = {}
         self._backoff: dict[str, Backoff] = {}
 
     @property
@@ -62,12 +61,11 @@ class Starts:
     def _fail(self, start: _Start, now: int, reason: str) -> None:
         name = start.deployment
         known = self._backoff.get(name)
-        # Workers that were started together fail together: that is one failure, not several in a row.
-        if known is not None and start.committed_unix_ms <= self._failed_unix_ms[name]:
+        # What was granted in spite of the waiting was planned before the failure: one failure, not several in a row.
+        if known is not None and start.committed_unix_ms < known.retry_unix_ms:
             return
         failures = 1 if known is None else known.failures + 1
         wait = min(LONGEST_WAIT_MS, 1_000 * 2 ** min(failures - 1, 10))
-        self._failed_unix_ms[name] = now
         self._backoff[name] = Backoff(failures, now + wait, reason)
 
 

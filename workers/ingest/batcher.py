@@ -53,10 +53,15 @@ class Batcher:
         responder: Responder,
         send: Callable[[Batch], None],
         may_launch: Callable[[], bool],
+        is_trusted: Callable[[], bool],
         cancelled: Tombstones,
         worker: str,
     ) -> None:
-        """`may_launch` is asked before every launch: engine ready, lease trusted."""
+        """`may_launch` is asked before every launch: engine ready, lease trusted.
+
+        `is_trusted` is asked before an error is answered: the engine of a worker in doubt was perhaps killed under it,
+        and its next owner may still answer OK. What a worker in doubt cannot answer it drops, uncommitted.
+        """
         self._spec = spec
         self._slots = slots
         self._pool = SlotPool(slots.count)
@@ -65,6 +70,7 @@ class Batcher:
         self._responder = responder
         self._send = send
         self._may_launch = may_launch
+        self._is_trusted = is_trusted
         self._cancelled = cancelled
         self._worker = worker
         self._in_flight: dict[int, _InFlight] = {}
@@ -221,7 +227,9 @@ class Batcher:
             return
         self._pool.release(failed.slot)
         deliveries = flight.deliveries
-        if len(deliveries) > 1:
+        if not self._is_trusted():
+            _drop(deliveries)
+        elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
         elif failed.kind == "error":
             self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
@@ -234,6 +242,9 @@ class Batcher:
         flights, self._in_flight = list(self._in_flight.values()), {}
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
+            if not self._is_trusted():
+                _drop(flight.deliveries)
+                continue
             suspects = [d for d in flight.deliveries if not isolate.is_poison(d.launches)]
             self.queue.put_groups(isolate.singles(suspects))
             for delivery in flight.deliveries:
@@ -257,6 +268,11 @@ class Batcher:
         """Cut no further batch."""
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _drop(deliveries: Sequence[Delivery]) -> None:
+    for delivery in deliveries:
+        delivery.origin.claim.dropped()
 
 
 class _Output:

@@ -43,7 +43,9 @@ class Tenure:
         drains: Mapping[str, Drain],
         clock: Clock,
         settings: LeaseSettings,
+        renewed: Callable[[], None],
     ) -> None:
+        """`renewed` is called whenever trust was renewed: what waited for it may go on."""
         self._lease = lease_id
         self._token = token
         self._leases = leases
@@ -51,6 +53,7 @@ class Tenure:
         self._drains = drains
         self._clock = clock
         self._settings = settings
+        self._renewed = renewed
         self._window = TrustWindow(settings.ttl_seconds, settings.margin_seconds)
         self._wake = asyncio.Event()
         self._moving: dict[PartitionKey, asyncio.Task[None]] = {}
@@ -88,6 +91,7 @@ class Tenure:
             try:
                 renewal = await self._renew()
                 self._reconcile(renewal)
+                self._renewed()
             except TransportError as exc:
                 left = self._window.remaining(self._clock.monotonic())
                 log.warning("lease not renewed, %.1f s of trust left: %s", left, exc)

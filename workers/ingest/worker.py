@@ -142,6 +142,7 @@ class Worker:
             drains={self._drain.topic: self._drain},
             clock=self._clock,
             settings=self._settings.lease,
+            renewed=self._pump,
         )
         self._loops.spawn("cancels", self._tombstones.follow_loop())
 
@@ -154,6 +155,7 @@ class Worker:
             responder=self._responder,
             send=self._link.send,
             may_launch=lambda: self._link.is_ready and self._tenure.is_trusted,
+            is_trusted=lambda: self._tenure.is_trusted,
             cancelled=self._tombstones,
             worker=self._lease_id,
         )

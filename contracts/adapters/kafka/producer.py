@@ -133,6 +133,9 @@ class Producer:
                 position = taken  # at least one further: a batch takes its first record whatever its size
                 acks.append(await self._live.send_batch(builder, topic, partition=partition))
             done = await asyncio.wait_for(asyncio.gather(*acks), timeout_seconds)
+        except AssertionError as exc:  # how the library says "unrecognised partition"
+            msg = f"{topic} has no partition {partition}"
+            raise TopicMissing(msg) from exc
         except FAILURES as exc:
             raise translate(exc, f"publishing to {topic}") from exc
         if not done:

@@ -274,7 +274,12 @@ async def test_a_client_that_is_not_open_says_so(fleet: Fleet) -> None:
     client = InferenceClient(fleet.settings())
     with pytest.raises(ClientClosed, match="not open"):
         await client.infer("echo", row())
+    with pytest.raises(ClientClosed, match="not open"):
+        await anext(client.map("echo", [row()]))
+    assert client.stats().requests == 0
     await client.close()
+    with pytest.raises(ClientClosed, match="opened once"):
+        await client.open()
 
 
 async def test_a_dead_reply_loop_fails_all_waiters(

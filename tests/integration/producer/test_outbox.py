@@ -120,3 +120,8 @@ async def test_a_producer_that_died_while_nothing_was_in_flight_is_replaced_by_t
         await client._outbox._producer.close()
         assert (await client.infer("echo", row())).status is Status.OK
         assert client.stats().rebuilds == 1
+        await client._outbox._producer.close()
+        responder.behave = silent
+        name = await client.publish("echo", row())
+        await wait_until(lambda: responder.seen[-1].id == name)
+        assert client.stats().rebuilds == 2

@@ -468,7 +468,7 @@ def test_the_pool_keeps_its_invariants_whatever_arrives_in_whatever_order(redis_
         try:
             run_state_machine_as_test(
                 lambda: PoolMachine(loop, redis),  # type: ignore[arg-type]  # it only wants to be called
-                settings=hypothesis_settings(max_examples=40, stateful_step_count=40, deadline=None),
+                settings=hypothesis_settings(max_examples=20, stateful_step_count=40, deadline=None),
             )
         finally:
             loop.run_until_complete(redis.close())

@@ -131,7 +131,7 @@ def test_help_answers_quickly() -> None:
     assert not loaded & {"numpy", "aiokafka", "redis", "pydantic", "rich.console", "yaml", "uvloop", "msgspec"}
 
 
-# --- how a stack is found -------------------------------------------------------------------------------------------------
+# --- how a stack is found --------------------------------------------------------------------------------------------
 
 
 def test_the_data_folder_follows_the_desktop_standard() -> None:
@@ -209,7 +209,7 @@ def test_a_stack_file_of_another_version_is_an_error_with_its_remedy(
     assert "Start it again" in capsys.readouterr().err
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------------
+# --- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def worker(**more: object) -> dict[str, object]:

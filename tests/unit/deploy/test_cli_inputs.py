@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ _x = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
 _text = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 
 
-def spec(*inputs: dict[str, object]) -> ModelSpec:
+def spec(*inputs: Mapping[str, object]) -> ModelSpec:
     return ModelSpec.model_validate(
         {"name": "m", "version": 1, "backend": "onnx", "inputs": list(inputs), "outputs": [_x]}
     )

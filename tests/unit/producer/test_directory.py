@@ -46,8 +46,13 @@ class FakeRegistry:
 class FakeKafka:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def partitions(self, topic: str) -> int:
+        self.asked.set()
+        await self.may_answer.wait()
         return self.counts.get(topic, 8)
 
 
@@ -139,6 +144,24 @@ async def test_a_topic_that_does_not_exist_yet_is_a_transport_error(directory: D
     kafka.counts["p.requests.other.3"] = 0
     with pytest.raises(TransportError, match="does not exist yet"):
         await directory.plan("other", None)
+
+
+@pytest.mark.parametrize(("deployed", "route", "found"), [("digits@1", 1, 1), ("other@3", None, None)])
+async def test_a_plan_made_while_the_registry_changed_follows_the_change(
+    directory: Directory, registry: FakeRegistry, kafka: FakeKafka, deployed: str, route: int | None, found: int | None
+) -> None:
+    kafka.may_answer.clear()
+    asking = asyncio.get_running_loop().create_task(directory.plan("digits", None))
+    await kafka.asked.wait()
+    registry.deploy(deployed, **({} if route is None else {"digits": route}))
+    await directory.open()
+    kafka.may_answer.set()
+    if found is None:
+        with pytest.raises(ModelNotFound):
+            await asking
+        assert not directory.plans
+    else:
+        assert (await asking).key.version == directory.plans["digits"].key.version == found
 
 
 @pytest.mark.looptime

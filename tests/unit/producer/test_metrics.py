@@ -5,7 +5,8 @@ import pytest
 
 from contracts.errors import ConfigurationError
 from contracts.settings import load_settings
-from producer.metrics import ClientCollector, ClientStats
+from producer.metrics import ClientCollector
+from producer.pending import ClientStats
 from producer.settings import BehaviourSettings, ClientSettings, InboxSettings
 
 

@@ -122,9 +122,17 @@ def test_lists_for_bf16_are_bit_patterns_too() -> None:
     assert (found.datatype, bytes(found.data)) == ("BF16", b"\x01\x00\x02\x00")
 
 
+def test_naming_one_input_twice_does_not_stand_for_another() -> None:
+    plan = make_plan(("a", "FP32", (-1, 1)), ("b", "FP32", (-1, 1)))
+    tensor = Tensor.from_numpy("a", np.ones((1, 1), np.float32))
+    with pytest.raises(InvalidRequest, match="lacks the inputs b"):
+        plan.encode([tensor, tensor], None)
+
+
 def test_parameters_travel_and_must_be_scalars() -> None:
     plan, row = make_plan(IMAGE), {"image": np.zeros((1, 4), np.float32)}
     body = decode_request(plan.encode(row, {"top_k": 3, "name": "x", "flag": True}))
     assert body.parameters == {"top_k": 3, "name": "x", "flag": True}
-    with pytest.raises(InvalidRequest, match="parameters"):
-        plan.encode(row, {"bad": object()})  # type: ignore[dict-item]  # that is the point
+    for wrong in (object(), [1], {"a": 1}, 2**70):
+        with pytest.raises(InvalidRequest, match="parameters"):
+            plan.encode(row, {"bad": wrong})  # type: ignore[dict-item]  # that is the point

@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.pool import Device, Lease, PoolState
@@ -337,7 +337,6 @@ def test_while_scaling_every_partition_is_drained_or_on_its_way_to_a_warm_worker
     assert fleet.loads(DIGITS) == [32]
 
 
-@settings(max_examples=100)
 @given(fleets(), st.data())
 def test_whatever_happens_plans_are_accepted_complete_and_settle(fleet: FleetModel, data: st.DataObject) -> None:
     """The model refuses what the pool would: a counter exceeded, a wish for a lease that is not active, a stale gen."""

@@ -57,6 +57,14 @@ def test_workers_that_were_started_together_fail_together() -> None:
     assert story.backoff.failures == 1
 
 
+def test_workers_of_one_plan_are_one_failure_even_when_the_first_fails_before_the_last_is_granted() -> None:
+    story = Story()
+    for lease in ("a", "b", "c"):
+        story.fail(lease)
+    assert story.backoff is not None
+    assert (story.backoff.failures, story.backoff.retry_unix_ms) == (1, NOW + 1_020)
+
+
 def test_a_worker_that_comes_up_ends_the_waiting() -> None:
     story = Story()
     story.fail("a")
