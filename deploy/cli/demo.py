@@ -33,6 +33,7 @@ def demo(*, kafka: Kafka = None, redis: Redis = None, json: AsJson = False) -> N
     screen = TerminalScreen(is_quiet=json)
     outcome = connection.run(_until_signal(Demo(screen, kafka=check_kafka(kafka), redis=redis)))
     if outcome is None:
+        screen.say("Interrupted; everything is stopped.")
         raise typer.Exit(_INTERRUPTED)
     checks = verdict(outcome)
     if json:

@@ -31,7 +31,7 @@ class TerminalScreen:
 
     def say(self, line: str) -> None:
         """A line about what happens next."""
-        self._console.print(line, soft_wrap=True)
+        self._console.print(line)
 
     def begin(self, title: str, total: int) -> Callable[[], None]:
         """A progress bar; four lines where nothing can move."""

@@ -3,8 +3,8 @@
 import numpy as np
 
 
-class Model:
-    """What `model.yaml` means by `backend: python`."""
+class Brightness:
+    """The handler that `model.yaml` names."""
 
     def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Called with whole batches, which may hold rows of many requests."""
