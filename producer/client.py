@@ -91,10 +91,25 @@ class InferenceClient:
         if self._is_open or self._is_closed:
             msg = "a client is opened once; make another one"
             raise ClientClosed(msg)
-        settings = self._settings
         self._loop = asyncio.get_running_loop()
         self._loops = Loops("headrace.client")
-        self._redis = await RedisDoor.open(settings.redis.url.get_secret_value(), prefix=settings.redis.prefix)
+        redis = self._settings.redis
+        self._redis = await RedisDoor.open(redis.url.get_secret_value(), prefix=redis.prefix)
+        self._build()
+        self._is_open = True
+        try:
+            await self._directory.open()
+            await self._outbox.open()
+            await self._inbox.open()
+        except BaseException:
+            await self.close()
+            raise
+        self._start_loops()
+        CLIENTS.add(self)
+        return self
+
+    def _build(self) -> None:
+        settings = self._settings
         self._tombstones = Tombstones(Cancels(self._redis))
         self._outbox = Outbox(settings.kafka, self._pending, self._clock)
         self._inbox = Inbox(
@@ -113,17 +128,6 @@ class InferenceClient:
             longest_run=settings.client.run_records,
         )
         self._plans = self._directory.plans
-        self._is_open = True
-        try:
-            await self._directory.open()
-            await self._outbox.open()
-            await self._inbox.open()
-        except BaseException:
-            await self.close()
-            raise
-        self._start_loops()
-        CLIENTS.add(self)
-        return self
 
     def _start_loops(self) -> None:
         self._loops.spawn("inbox", self._inbox.poll_loop())

@@ -52,7 +52,9 @@ def refusal(node: Node | None, device: Device, ask: Ask) -> Refusal | None:
     if device.kind not in ask.kinds:
         return Refusal("PLACE", f"{device.id} is a {device.kind}, wanted is {' or '.join(ask.kinds)}")
     if node is None or node.state != "ready":
-        return Refusal("UNAVAIL", f"node {device.node} is {'unknown' if node is None else node.state}")
+        state = "unknown" if node is None else node.state
+        undo = f", `headrace drain {device.node} --undo` opens it" if state in ("draining", "cordoned") else ""
+        return Refusal("UNAVAIL", f"node {device.node} is {state}{undo}")
     share, mode = grant_of(ask, device)
     if ask.is_whole and share.memory_mib < ask.memory_mib:
         return Refusal("FULL", f"{device.id} has {device.memory_mib} MiB, wanted are {ask.memory_mib}")

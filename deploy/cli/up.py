@@ -137,4 +137,4 @@ async def _deploy(stack: EmbeddedStack, fleet: FleetFile | None) -> list[str]:
             return ["apply -f fleet.yaml"]
         await await_ready(control, names, _READY_SECONDS, say=_say)
         model = await control.registry.get_model(ModelVersion.parse(names[-1]))
-        return [f"infer {names[-1]} --input {model.spec.inputs[0].name}=@array.npy"] if model else []
+        return [f"infer {names[-1]} --input {model.spec.inputs[0].name}=@rows.npy"] if model else []

@@ -143,7 +143,8 @@ async def _repeat(
         await asyncio.sleep(STEADY_SECONDS)
         before, started = await observe(fleet), time.monotonic()
         await fault()
-        await asyncio.wait_for(recovered(fleet, observe, before), _WHOLE_SECONDS)
+        async with asyncio.timeout(_WHOLE_SECONDS):
+            await recovered(fleet, observe, before)
         recoveries.append(time.monotonic() - started)
         await asyncio.sleep(STEADY_SECONDS)
         stalls.append(fleet.load.stall(started))

@@ -115,7 +115,8 @@ class Drain:
         deadline = Deadline(self._settings.handover_drain_seconds, self._clock)
         settled = asyncio.gather(*(claim.settle() for claim in claims))
         try:
-            await asyncio.wait_for(settled, deadline.remaining)
+            async with asyncio.timeout(deadline.remaining):
+                await settled
         except TimeoutError:
             log.warning("%s: handing over with %d requests still running", self.topic, sum(c.open for c in claims))
         await self.commit(self._settings.handover_commit_seconds, final=True)
@@ -161,7 +162,8 @@ class Drain:
             await asyncio.sleep(_POLL_MS / 1000)
             return
         try:
-            await asyncio.wait_for(self._batcher.room.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._batcher.room.wait()
         except TimeoutError:
             return
 

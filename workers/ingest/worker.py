@@ -250,6 +250,7 @@ class Worker:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
                 await self._drain.commit(1.0, final=True)
             else:
-                await asyncio.wait_for(self._tenure.give_all(self._why_stopped), deadline.remaining)
+                async with asyncio.timeout(deadline.remaining):
+                    await self._tenure.give_all(self._why_stopped)
         except (HeadraceError, TimeoutError) as exc:
             log.warning("stopping with work unfinished, somebody else will do it: %r", exc)

@@ -38,7 +38,8 @@ class Admin:
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(*FAILURES):
-                await asyncio.wait_for(client.close(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await client.close()
 
     @property
     def _live(self) -> AIOKafkaAdminClient:

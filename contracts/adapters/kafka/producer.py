@@ -60,7 +60,8 @@ class Producer:
         producer, self._producer = self._producer, None
         if producer is not None:
             with contextlib.suppress(*FAILURES):
-                await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await producer.stop()
 
     async def rebuild(self) -> None:
         """Start over with a new producer identity; records not acknowledged so far must be sent again."""
@@ -70,7 +71,8 @@ class Producer:
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises TopicMissing."""
         try:
-            found = await asyncio.wait_for(self._live.partitions_for(topic), self._settings.request_timeout_seconds)
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                found = await self._live.partitions_for(topic)
         except FAILURES as exc:
             missing = isinstance(exc, TimeoutError)
             raise (TopicMissing(f"topic {topic} does not exist") if missing else translate(exc, topic)) from exc
@@ -132,7 +134,8 @@ class Producer:
                     taken += 1
                 position = taken  # at least one further: a batch takes its first record whatever its size
                 acks.append(await self._live.send_batch(builder, topic, partition=partition))
-            done = await asyncio.wait_for(asyncio.gather(*acks), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                done = await asyncio.gather(*acks)
         except AssertionError as exc:  # how the library says "unrecognised partition"
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg) from exc
@@ -155,7 +158,8 @@ class Producer:
         """Publish one record and wait for its acknowledgement. Errors as in `send`."""
         future = await self.send(topic, partition, value, headers, key)
         try:
-            done = await asyncio.wait_for(asyncio.shield(future), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                done = await asyncio.shield(future)
         except FAILURES as exc:
             raise translate(exc, f"publishing to {topic}") from exc
         return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)

@@ -65,7 +65,8 @@ class Reader:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             with contextlib.suppress(*FAILURES):
-                await asyncio.wait_for(consumer.stop(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await consumer.stop()
 
     @property
     def _live(self) -> AIOKafkaConsumer:
@@ -132,7 +133,8 @@ class Reader:
         """For each partition the committed offset, None when there is none."""
         reads = asyncio.gather(*(self._live.committed(partition) for partition in partitions))
         try:
-            found = await asyncio.wait_for(reads, self._settings.request_timeout_seconds)
+            async with asyncio.timeout(self._settings.request_timeout_seconds):
+                found = await reads
         except FAILURES as exc:
             raise translate(exc, "reading committed offsets") from exc
         return {p: None if offset is None else int(offset) for p, offset in zip(partitions, found, strict=True)}
@@ -140,6 +142,7 @@ class Reader:
     async def commit(self, offsets: Mapping[Partition, int], *, timeout_seconds: float = 5.0) -> None:
         """Commit; an error leaves the outcome unknown. Raises GroupHasMembers and TransportError."""
         try:
-            await asyncio.wait_for(self._live.commit(dict(offsets)), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._live.commit(dict(offsets))
         except FAILURES as exc:
             raise translate(exc, "committing") from exc

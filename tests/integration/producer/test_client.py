@@ -229,7 +229,8 @@ async def test_a_handle_is_awaited_by_many_and_outlives_their_impatience(fleet: 
         assert (handle.id, handle.done) == ("h", False)
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(handle.result(), 0.02)
+                async with asyncio.timeout(0.02):
+                    await handle.result()
         await wait_until(lambda: responder.seen)
         await responder.send(responder.seen[0].reply, echo(responder.seen[0])[0])
         first, second = await asyncio.gather(handle.result(), handle.result())

@@ -242,7 +242,8 @@ async def test_control_c_gives_the_request_up_and_a_forgotten_client_does_not_ho
     )
     await wait_until(lambda: responder.seen, "the child sent nothing")
     child.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(child.communicate(), 20)
+    async with asyncio.timeout(20):
+        out, err = await child.communicate()
     assert out.decode().splitlines() == ["open", "given up 1"]
     assert "was not closed" in err.decode()
     assert child.returncode == 0

@@ -60,7 +60,8 @@ async def test_a_killed_and_restarted_server_is_found_again(own_redis: Server) -
 async def test_a_follower_that_is_cancelled_leaves_the_door_usable(redis: RedisDoor) -> None:
     leases = Leases(redis)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(leases.events("$", 10_000), 0.05)
+        async with asyncio.timeout(0.05):
+            await leases.events("$", 10_000)
     assert await leases.events("$", 1) == ("0-0", [])
 
 
