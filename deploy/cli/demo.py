@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -45,6 +44,8 @@ def demo(*, kafka: Kafka = None, redis: Redis = None, json: AsJson = False) -> N
 
 async def _until_signal(demo: Demo) -> Outcome | None:
     """Run it; a signal stops everything in order and gives None."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     running = loop.create_task(demo.run(), name="demo")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

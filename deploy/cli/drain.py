@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +59,8 @@ async def _drain(settings: HeadraceSettings, node: str, *, undo: bool, wait: boo
 
 
 async def _await_empty(control: ControlPlane, node: str) -> None:
+    import asyncio
+
     until = asyncio.get_running_loop().time() + _WAIT_SECONDS
     while True:
         state = await control.leases.state()

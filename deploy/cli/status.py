@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +33,8 @@ def status(
 
 
 async def _status(settings: HeadraceSettings, *, watch: bool, as_json: bool) -> None:
+    import asyncio
+
     from deploy.cli.connection import open_control
     from deploy.cli.lag import Lags
     from deploy.cli.output import console, print_json
@@ -58,6 +59,8 @@ async def _status(settings: HeadraceSettings, *, watch: bool, as_json: bool) -> 
 
 
 async def _watch(control: ControlPlane, lags: Lags) -> None:
+    import asyncio
+
     from rich.live import Live
 
     from deploy.cli.output import console

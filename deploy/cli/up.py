@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
@@ -65,6 +64,8 @@ def _say(line: str) -> None:
 
 async def _up(stack: EmbeddedStack, fleet: FleetFile | None) -> int:
     """Serve until a signal; a second one while stopping stops at once, a third one leaves the rest to the guardian."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     under_way = [loop.create_task(_serve(stack, fleet), name="up")]
     signals = 0

@@ -2,7 +2,8 @@
 
 A server that was started for one run must not outlive it, also when that run ends by SIGKILL. So the starter keeps one
 guardian: a child in a session of its own that reads process ids from a pipe (`+pid` watch, `-pid` forget). When the
-pipe ends, however that came about, the guardian asks what is left to stop and kills what has not stopped in time.
+pipe ends, however that came about, the guardian asks what is left to stop, the last one first, and kills what has not
+stopped in time.
 
 Why not the kernel's parent-death signal: it is sent when the *thread* that started the child ends, which a thread pool
 does any time; it exists on Linux only; and it would have to be set between fork and exec, in Python code that runs in
@@ -19,44 +20,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-GRACE_SECONDS = 5.0  # a broker writes its clean-shutdown mark in less
+GRACE_SECONDS = 10.0  # an agent lets its workers finish, a broker writes its clean-shutdown mark
 _POLL_SECONDS = 0.05
 
 
-def watch(lines: Iterable[str]) -> set[int]:
-    """Which processes are still watched when the lines end."""
-    watched: set[int] = set()
+def watch(lines: Iterable[str]) -> list[int]:
+    """Which processes are still watched when the lines end, in the order in which they were added."""
+    watched: dict[int, None] = {}
     for line in lines:
         sign, number = line[:1], line[1:].strip()
         if sign == "+" and number.isdecimal():
-            watched.add(int(number))
+            watched[int(number)] = None
         elif sign == "-" and number.isdecimal():
-            watched.discard(int(number))
-    return watched
+            watched.pop(int(number), None)
+    return list(watched)
 
 
-def _signal_all(pids: Iterable[int], number: signal.Signals) -> set[int]:
-    """Signal each process; returns those that still exist."""
-    alive = set()
-    for pid in pids:
+def end(pids: Sequence[int], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Stop the processes, the last one first: it may need the earlier ones in order to finish.
+
+    One that has not ended in time is killed. They are not our children: we poll.
+    """
+    for pid in reversed(pids):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-            alive.add(pid)
-    return alive
-
-
-def end(pids: Iterable[int], grace_seconds: float = GRACE_SECONDS) -> None:
-    """Stop the processes, and kill those that have not ended in time. They are not our children: we poll."""
-    alive = _signal_all(pids, signal.SIGCONT)  # a paused process cannot stop
-    alive = _signal_all(alive, signal.SIGTERM)
-    until = time.monotonic() + grace_seconds
-    while alive and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
-        alive = {pid for pid in alive if exists(pid)}
-    _signal_all(alive, signal.SIGKILL)
+            os.kill(pid, signal.SIGCONT)  # a paused process cannot stop
+            os.kill(pid, signal.SIGTERM)
+            until = time.monotonic() + grace_seconds
+            while exists(pid) and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+            os.kill(pid, signal.SIGKILL)
 
 
 def exists(pid: int) -> bool:
@@ -76,7 +71,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: set[int] = set()
+        self._watched: dict[int, None] = {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -84,18 +79,18 @@ class Guardian:
         """The watched processes and the guardian itself: children that are meant to outlive single steps."""
         with self._lock:
             own = {self._process.pid} if self._process and self._process.poll() is None else set()
-            return frozenset(self._watched | own)
+            return frozenset(self._watched.keys() | own)
 
     def add(self, pid: int) -> None:
         """Watch a process from now on."""
         with self._lock:
-            self._watched.add(pid)
+            self._watched[pid] = None
             self._tell(f"+{pid}\n")
 
     def discard(self, pid: int) -> None:
         """Forget a process that has ended and was reaped: its number may be given to another."""
         with self._lock:
-            self._watched.discard(pid)
+            self._watched.pop(pid, None)
             if self._process is not None:
                 self._tell(f"-{pid}\n")
 

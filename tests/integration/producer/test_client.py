@@ -189,8 +189,9 @@ async def test_silence_ends_in_deadline_exceeded_from_the_client_itself(fleet: F
         started = time.perf_counter()
         with pytest.raises(DeadlineExceeded, match="answered by the client itself"):
             await client.infer("echo", row(), ttl_seconds=0.1)
-        assert 0.3 <= time.perf_counter() - started < 2.0
+        assert 0.3 <= time.perf_counter() - started < 5.0
         assert client.stats().expired == 1
+        await wait_until(lambda: responder.seen)
         await responder.send(responder.seen[0].reply, echo(responder.seen[0])[0])
         await wait_until(lambda: client.stats().late == 1)
 
@@ -363,6 +364,7 @@ async def test_map_waits_while_others_fill_the_window(fleet: Fleet, responder: R
         first = asyncio.get_running_loop().create_task(anext(responses))
         await wait_until(lambda: client.stats().overloaded > 0)
         assert not first.done()
+        await wait_until(lambda: responder.seen)
         await responder.send(responder.seen[0].reply, echo(responder.seen[0])[0])
         assert value_of(await first) == 1.0
         assert [value_of(response) async for response in responses] == [2.0]

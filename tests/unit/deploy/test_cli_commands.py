@@ -128,7 +128,8 @@ def test_help_answers_quickly() -> None:
     )
     assert time.monotonic() - started < 5.0  # a bound for a machine that is busy with other tests
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not loaded & {"numpy", "aiokafka", "redis", "pydantic", "rich.console", "yaml", "uvloop", "msgspec"}
+    heavy = {"asyncio", "numpy", "aiokafka", "redis", "pydantic", "rich.console", "yaml", "uvloop", "msgspec"}
+    assert not loaded & heavy
 
 
 # --- how a stack is found --------------------------------------------------------------------------------------------

@@ -135,4 +135,4 @@ def test_brokers_count_once_there_is_a_controller(brokers: int, controller: int,
 
 
 def test_the_guardian_watches_what_was_added_and_not_forgotten() -> None:
-    assert watch(["+1\n", "+2\n", "-1\n", "+3\n", "nonsense\n", "-9\n"]) == {2, 3}
+    assert watch(["+1\n", "+2\n", "-1\n", "+3\n", "nonsense\n", "-9\n"]) == [2, 3]
