@@ -34,7 +34,7 @@ inputs:
   - {name: row, datatype: FP32, shape: [-1, 16]}
 outputs:
   - {name: scores, datatype: FP32, shape: [-1, 4]}
-batching: {max_batch_size: 256}
+batching: {max_batch_size: 64}
 """
 # Batches of 32, like the bare measurement it is compared with; larger ones gain nothing on a CPU.
 _MINILM_YAML = """\
