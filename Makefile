@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench-echo constraints clean
+.PHONY: help demo test check format bench-echo bench-engine bench-overload constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ format: $(DEV)  ## Format the sources and apply the safe fixes
 
 bench-echo: $(DEV)  ## Measure echoed requests/s and latency; writes build/bench/echo.json
 	$(BIN)/python -m benchmarks.echo $(ARGS)
+
+bench-engine: $(DEV)  ## Measure the path against the bare model; writes build/bench/engine.json
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-overload: $(DEV)  ## Measure a minute of twice the capacity; writes build/bench/overload.json
+	$(BIN)/python -m benchmarks.overload $(ARGS)
 
 constraints: $(DEV)  ## Pin the newest allowed versions in constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra cpu --extra embedded --extra gateway --extra dev \

@@ -76,6 +76,15 @@ async def wait_for_workers(leases: Leases, key: ModelVersion, count: int) -> flo
 
 def cpu_seconds(stack: EmbeddedStack) -> dict[str, float]:
     """CPU seconds that each process of a stack, and this one, has used so far."""
+    return {name: sum(map(_cpu_seconds, numbers)) for name, numbers in _processes(stack).items()}
+
+
+def resident_mib(stack: EmbeddedStack) -> dict[str, float]:
+    """Resident memory of the same processes, in MiB; of shared memory each counts what it touched."""
+    return {name: sum(map(_resident_mib, numbers)) for name, numbers in _processes(stack).items()}
+
+
+def _processes(stack: EmbeddedStack) -> dict[str, list[int]]:
     pids = {"client": [os.getpid()], "broker": [child.pid for child in stack.kafka.children]}
     pids["redis"] = [child.pid for child in stack.redis.children]
     pids |= {name: [child.pid] for name, child in stack.processes.items()}
@@ -83,7 +92,7 @@ def cpu_seconds(stack: EmbeddedStack) -> dict[str, float]:
         command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
         name = next((part.rpartition(".")[2] for part in command if part.startswith("workers.")), "worker")
         pids.setdefault(name, []).append(pid)
-    return {name: sum(map(_cpu_seconds, numbers)) for name, numbers in pids.items()}
+    return pids
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -91,7 +100,12 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def percentile(values: npt.NDArray[np.float64], percent: float) -> float:
+def _resident_mib(pid: int) -> float:
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def percentile(values: npt.NDArray[np.float64] | Sequence[float], percent: float) -> float:
     """The percentile of some values, 0 for none."""
     return float(np.percentile(values, percent)) if np.size(values) else 0.0
 

@@ -129,7 +129,7 @@ def decode_headers(pairs: Headers) -> RequestHeaders:
             raise InvalidRequest(msg)
         reply = _parse_address(found["re"]) if "re" in found else None
         ttl = _parse_number("ttl", found["ttl"], MAX_TTL_MS) if "ttl" in found else DEFAULT_TTL_MS
-        if not found.keys() - _COMMON:
+        if found.keys() <= _COMMON:
             return RequestHeaders(name, reply, ttl)
         return _with_options(RequestHeaders(name, reply, ttl), found)
     except KeyError as exc:

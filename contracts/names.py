@@ -15,6 +15,7 @@ from contracts.errors import ConfigurationError
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 _NAME = re.compile(NAME_PATTERN)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+_LONGEST_REQUEST_ID = 64
 MAX_VERSION = 2**31 - 1  # fits every language's plain integer
 
 
@@ -36,6 +37,9 @@ def check_name(text: str, what: str = "name") -> str:
 
 def is_request_id(text: str) -> bool:
     """Whether `text` may identify a request: 1 to 64 of the characters that need no escaping in a URL."""
+    # Our clients' ids are letters and digits, which needs no regular expression: a fifth of its time, once per request.
+    if text.isalnum() and text.isascii():
+        return len(text) <= _LONGEST_REQUEST_ID
     return _REQUEST_ID.fullmatch(text) is not None
 
 

