@@ -316,11 +316,7 @@ class InferenceClient:
         record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail])
         waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record)
         self._pending.add(waiter)
-        try:
-            await self._outbox.send(waiter)
-        except BaseException:
-            self._pending.give_up(name)
-            raise
+        self._outbox.send(waiter)
         return waiter, future
 
     def _plan(self, model: str, version: int | None) -> ModelPlan | None:

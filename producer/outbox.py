@@ -10,15 +10,14 @@ An acknowledgement that is merely unknown fails nobody, because the response may
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
-from typing import Any
 
-from contracts.adapters.kafka import Producer, TopicMissing, translate
+from contracts.adapters.kafka import Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
+from producer.lanes import Lanes
 from producer.pending import Outgoing, Pending, Waiter
 
 log = logging.getLogger(__name__)
@@ -43,27 +42,22 @@ class Outbox:
     async def open(self) -> None:
         """Connect. Raises TransportError."""
         await self._producer.open()
+        self._lanes = Lanes(self._producer, self._trouble.set)
 
     async def close(self) -> None:
         """Send what is queued, for at most a few seconds, and disconnect."""
+        if hasattr(self, "_lanes"):
+            await self._lanes.close()
         await self._producer.close()
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises TopicMissing."""
         return await self._producer.partitions(topic)
 
-    async def send(self, waiter: Waiter) -> None:
+    def send(self, waiter: Waiter) -> None:
         """Queue a waiter's record; what becomes of it is the waiter's affair from then on."""
-        record, producer = waiter.record, self._producer
-        try:
-            ack = await producer.send(record.topic, record.partition, record.value, record.headers)
-        except TopicMissing:
-            raise
-        except TransportError:
-            await self._replace(producer)
-            ack = await self._producer.send(record.topic, record.partition, record.value, record.headers)
-        waiter.ack = ack
-        ack.add_done_callback(self._acknowledged)
+        record = waiter.record
+        waiter.ack = self._lanes.put(record.topic, record.partition, record.value, record.headers)
 
     async def publish(self, record: Outgoing, timeout_seconds: float) -> None:
         """Publish a record that nobody here waits for; returns once it is acknowledged."""
@@ -77,10 +71,6 @@ class Outbox:
             await self._replace(producer)
             await self._producer.send_and_wait(*content, timeout_seconds=timeout_seconds)
 
-    def _acknowledged(self, ack: asyncio.Future[Any]) -> None:
-        if not ack.cancelled() and ack.exception() is not None:
-            self._trouble.set()
-
     async def recover_loop(self) -> None:
         """Deal with failed acknowledgements until cancelled."""
         while True:
@@ -93,7 +83,7 @@ class Outbox:
         for waiter in self._pending.waiters():
             error = _ack_error(waiter)
             if isinstance(error, (InvalidRequest, TopicMissing)):
-                self._pending.fail(waiter.id, error)
+                self._fail([waiter], error)
             elif error is not None:
                 failed.append(waiter)
         if not failed:
@@ -104,7 +94,7 @@ class Outbox:
             log.warning("%d requests failed: %s", len(failed), exc)
             self._fail(failed, exc)
             return
-        await self._send_again()
+        self._send_again()
 
     async def _replace(self, failed: Producer) -> None:
         """Put a new producer in the place of a failed one, unless somebody did so in the meantime."""
@@ -119,23 +109,22 @@ class Outbox:
             successor = Producer(self._settings)
             await successor.open()
             log.warning("the producer failed and was replaced; what was not acknowledged is sent again")
-            self._producer = successor
+            self._producer, lanes = successor, self._lanes
+            self._lanes = Lanes(successor, self._trouble.set)
             self._rebuilt_at.append(now)
             self._pending.counts.rebuilds += 1
-            await failed.close()  # what it still gets through need not be sent again
+            # What the old one still gets through need not be sent again.
+            await asyncio.gather(lanes.close(), failed.close())
 
-    async def _send_again(self) -> None:
+    def _send_again(self) -> None:
         for waiter in self._pending.waiters():
-            if waiter.ack is None or (waiter.ack.done() and _ack_error(waiter) is None):
-                continue  # its own `send` is at it, or it is in the log
+            if waiter.ack.done() and _ack_error(waiter) is None:
+                continue  # it is in the log
             if waiter.sends >= _MAX_SENDS:
                 self._fail([waiter], TransportError(f"request {waiter.id} could not be published {_MAX_SENDS} times"))
                 continue
             waiter.sends += 1
-            try:
-                await self.send(waiter)
-            except HeadraceError as exc:
-                self._fail([waiter], exc)
+            self.send(waiter)
 
     def _fail(self, waiters: list[Waiter], error: HeadraceError) -> None:
         for waiter in waiters:
@@ -147,7 +136,5 @@ def _ack_error(waiter: Waiter) -> HeadraceError | None:
     ack = waiter.ack
     if ack is None or not ack.done():
         return None
-    error: BaseException | None = None
-    with contextlib.suppress(asyncio.CancelledError):
-        error = ack.exception()
-    return None if error is None else translate(error, f"publishing to {waiter.record.topic}")
+    error: HeadraceError | None = ack.exception()
+    return error

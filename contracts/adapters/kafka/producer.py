@@ -115,7 +115,7 @@ class Producer:
         return future
 
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float = 30.0
+        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None = 30.0
     ) -> Ack | None:
         """Publish records to one partition in as few batches as fit, and wait until all are acknowledged.
 
@@ -135,7 +135,7 @@ class Producer:
                 position = taken  # at least one further: a batch takes its first record whatever its size
                 acks.append(await self._live.send_batch(builder, topic, partition=partition))
             async with asyncio.timeout(timeout_seconds):
-                done = await asyncio.gather(*acks)
+                done = [await ack for ack in acks] if len(acks) == 1 else await asyncio.gather(*acks)
         except AssertionError as exc:  # how the library says "unrecognised partition"
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg) from exc
