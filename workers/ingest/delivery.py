@@ -6,9 +6,13 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from contracts.adapters.kafka import Record
+from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress
 from contracts.tensors import Tensor
 from workers.ingest.claim import Claim
+
+LANES = {priority: lane for lane, priority in enumerate(PRIORITIES)}
+NORMAL = LANES["normal"]
 
 
 class Origin(NamedTuple):
@@ -28,7 +32,7 @@ class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
-    given to an engine.
+    given to an engine. `urgency` is where it stands in its line: the queue's own.
     """
 
     __slots__ = (
@@ -36,6 +40,7 @@ class Delivery:
         "batched_us",
         "deadline",
         "inputs",
+        "lane",
         "launched",
         "launches",
         "origin",
@@ -43,9 +48,10 @@ class Delivery:
         "queued_us",
         "rows",
         "taken",
+        "urgency",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a value
         self,
         origin: Origin,
         *,
@@ -56,6 +62,7 @@ class Delivery:
         taken: float,
         deadline: float,
         queued_us: int,
+        lane: int = NORMAL,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -65,6 +72,8 @@ class Delivery:
         self.taken = taken
         self.deadline = deadline
         self.queued_us = queued_us
+        self.lane = lane
+        self.urgency = deadline
         self.launched = 0.0
         self.batched_us = 0
         self.launches = 0
