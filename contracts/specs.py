@@ -65,7 +65,7 @@ class PaddingSpec(Spec):
 
 
 class BatchingSpec(Spec):
-    """How requests are put together. Every field but `padding` can be changed while the model serves."""
+    """How requests are put together. What stands in Knobs can be changed while the model serves."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     """Rows (not requests) in a batch, at most."""
@@ -98,6 +98,32 @@ class BatchingSpec(Spec):
         if self.max_batch_delay_ms is not None:
             return self.max_batch_delay_ms / 1000
         return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
+
+
+class Knobs(Spec):
+    """Fields of a model's BatchingSpec that were set by hand while it serves; None leaves the model's own value."""
+
+    max_batch_size: Annotated[int | None, Field(ge=1, le=65536)] = None
+    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
+    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
+    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] | None = None
+    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
+    overflow: Literal["delay", "reject"] | None = None
+
+    def applied(self, batching: BatchingSpec) -> BatchingSpec:
+        """The spec with these knobs. Raises ConfigurationError when the two together make no sense.
+
+        max_batch_size may fall and rise again but not beyond the model's own: its slots were made for that.
+        """
+        changes = self.model_dump(exclude_none=True)
+        wanted = changes.get("max_batch_size", 0)
+        if wanted > batching.max_batch_size:
+            msg = f"max_batch_size {wanted} is above the model's own {batching.max_batch_size}: raise it in model.yaml"
+            raise ConfigurationError(msg)
+        try:
+            return BatchingSpec.model_validate({**batching.model_dump(), **changes})
+        except ValidationError as exc:
+            raise ConfigurationError(_describe(exc, "these knobs")) from exc
 
 
 class ModelSpec(Spec):

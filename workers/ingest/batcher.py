@@ -98,6 +98,7 @@ class Batcher:
         self._policy.configure(knobs)
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
+        self._tell_room()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
