@@ -69,6 +69,8 @@ class BatchingSpec(Spec):
 
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     """Rows (not requests) in a batch, at most."""
+    max_request_rows: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    """Rows in a request, at most; by default max_batch_size. What is larger than a batch is run in parts."""
     preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = ()
     """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
     largest batch."""

@@ -25,6 +25,7 @@ from workers.ingest.delivery import Delivery
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
+from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed, Region
 from workers.slots import SlotFile, SlotPool, align
@@ -74,7 +75,7 @@ class Batcher:
         self._pool = SlotPool(slots.count)
         self._clock = clock
         self._publisher = publisher
-        self._responder = responder
+        self._responder = Answers(responder)
         self._send = send
         self._may_launch = may_launch
         self._is_trusted = is_trusted
@@ -86,7 +87,7 @@ class Batcher:
         self._arrived_rows = 0
         self._free_at = 0.0
         self._policy = Policy(spec.batching)
-        self._limit, self._rejects = spec.max_queue_rows, False
+        self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
         self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
         self.room = asyncio.Event()
         """Set while the queue takes more."""
@@ -98,17 +99,19 @@ class Batcher:
         self._policy.configure(knobs)
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
+        self._largest = self._policy.buckets.top
         self._tell_room()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery) -> None:
         """Queue a request; call `pump` after the last of several."""
-        if self._rejects and self.queue.rows + delivery.rows > self._limit:
+        if self._rejects and self.queue.rows and self.queue.rows + delivery.rows > self._limit:
             self._responder.fail(delivery, Status.OVERLOADED, _FULL, retryable=True)
             return
         self._arrived_rows += delivery.rows
-        self.queue.put(delivery)
+        for part in split(delivery, self._largest) if delivery.rows > self._largest else (delivery,):
+            self.queue.put(part)
 
     def pump(self) -> None:
         """Launch what can be launched now."""
@@ -163,12 +166,14 @@ class Batcher:
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
-        if not self._cancelled and all(delivery.deadline > now for delivery in deliveries):
+        if not self._cancelled and all(d.deadline > now and d.whole is None for d in deliveries):
             return deliveries
         living = []
         for delivery in deliveries:
             if delivery.deadline <= now:
                 self._refuse_late(delivery, _EXPIRED)
+            elif is_settled(delivery):
+                self.queue.settled(delivery)
             elif delivery.origin.request_id in self._cancelled:
                 self._responder.fail(delivery, Status.CANCELLED, "cancelled by its caller before it ran")
                 self.queue.settled(delivery)
@@ -286,7 +291,7 @@ class Batcher:
         self._pool.release(failed.slot)
         deliveries = flight.deliveries
         if not self._is_trusted():
-            _drop(deliveries)
+            self._forget(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
         elif failed.kind == "error":
@@ -303,7 +308,7 @@ class Batcher:
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():
-                _drop(flight.deliveries)
+                self._forget(flight.deliveries)
                 continue
             suspects = [d for d in flight.deliveries if not isolate.is_poison(d.launches)]
             self.queue.put_groups(isolate.singles(suspects))
@@ -312,6 +317,11 @@ class Batcher:
                     text = f"the engine died {delivery.launches} times while it ran this request"
                     self._responder.poison(delivery, text)
                     self.queue.settled(delivery)
+
+    def _forget(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            forget(delivery)
+            self.queue.settled(delivery)
 
     def refuse_all(self, status: Status, message: str) -> None:
         """Answer everything that waits with an error."""
@@ -322,18 +332,13 @@ class Batcher:
     def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
         for delivery in self.queue.remove(unwanted):
-            delivery.origin.claim.dropped()
+            forget(delivery)
         self._tell_room()
 
     def stop(self) -> None:
         """Cut no further batch."""
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _drop(deliveries: Sequence[Delivery]) -> None:
-    for delivery in deliveries:
-        delivery.origin.claim.dropped()
 
 
 class _Output:
