@@ -57,15 +57,75 @@ class TensorSpec(Spec):
         return value
 
 
+class PaddingSpec(Spec):
+    """How batches are filled up to sizes that the model is quick at."""
+
+    batch: bool = False
+    """Fill the batch up to the next bucket size with copies of nothing: rows that are computed and thrown away."""
+
+
 class BatchingSpec(Spec):
-    """How requests are put together."""
+    """How requests are put together. What stands in Knobs can be changed while the model serves."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     """Rows (not requests) in a batch, at most."""
-    max_batch_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
-    """How long a batch may wait for more rows while the engine is free; 0 never waits."""
+    max_request_rows: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    """Rows in a request, at most; by default max_batch_size. What is larger than a batch is run in parts."""
+    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = ()
+    """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
+    largest batch."""
+    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
+    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
+    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
+    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
+    By default 0, with an slo_ms a quarter of it and at most 10."""
     max_queue_rows: Annotated[int | None, Field(ge=1)] = None
-    """Rows queued before the partitions are paused; by default eight times max_batch_size."""
+    """Rows queued in a worker, at most; by default eight times max_batch_size."""
+    overflow: Literal["delay", "reject"] = "delay"
+    """With a full queue: leave further requests in the log, or answer them OVERLOADED at once."""
+    order: Literal["none", "per_key"] = "none"
+    """`per_key`: requests with the same record key run one after the other, in the order of the log."""
+    padding: PaddingSpec = PaddingSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BatchingSpec:
+        if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
+            msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def delay_seconds(self) -> float:
+        """How long a batch may wait for more rows while the engine is free."""
+        if self.max_batch_delay_ms is not None:
+            return self.max_batch_delay_ms / 1000
+        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
+
+
+class Knobs(Spec):
+    """Fields of a model's BatchingSpec that were set by hand while it serves; None leaves the model's own value."""
+
+    max_batch_size: Annotated[int | None, Field(ge=1, le=65536)] = None
+    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
+    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
+    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] | None = None
+    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
+    overflow: Literal["delay", "reject"] | None = None
+
+    def applied(self, batching: BatchingSpec) -> BatchingSpec:
+        """The spec with these knobs. Raises ConfigurationError when the two together make no sense.
+
+        max_batch_size may fall and rise again but not beyond the model's own: its slots were made for that.
+        """
+        changes = self.model_dump(exclude_none=True)
+        wanted = changes.get("max_batch_size", 0)
+        if wanted > batching.max_batch_size:
+            msg = f"max_batch_size {wanted} is above the model's own {batching.max_batch_size}: raise it in model.yaml"
+            raise ConfigurationError(msg)
+        try:
+            return BatchingSpec.model_validate({**batching.model_dump(), **changes})
+        except ValidationError as exc:
+            raise ConfigurationError(_describe(exc, "these knobs")) from exc
 
 
 class ModelSpec(Spec):

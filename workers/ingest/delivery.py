@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
+from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress
 from contracts.tensors import Tensor
 from workers.ingest.claim import Claim
+
+if TYPE_CHECKING:
+    from workers.ingest.split import Whole
+
+LANES = {priority: lane for lane, priority in enumerate(PRIORITIES)}
+NORMAL = LANES["normal"]
 
 
 class Origin(NamedTuple):
@@ -28,7 +35,8 @@ class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
-    given to an engine.
+    given to an engine. `urgency` is where it stands in its line: the queue's own. `whole` is the request of which it is
+    part number `part`, None when the request was not split.
     """
 
     __slots__ = (
@@ -36,16 +44,20 @@ class Delivery:
         "batched_us",
         "deadline",
         "inputs",
+        "lane",
         "launched",
         "launches",
         "origin",
         "parameters",
+        "part",
         "queued_us",
         "rows",
         "taken",
+        "urgency",
+        "whole",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a value
         self,
         origin: Origin,
         *,
@@ -56,6 +68,7 @@ class Delivery:
         taken: float,
         deadline: float,
         queued_us: int,
+        lane: int = NORMAL,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -65,6 +78,10 @@ class Delivery:
         self.taken = taken
         self.deadline = deadline
         self.queued_us = queued_us
+        self.lane = lane
+        self.urgency = deadline
+        self.whole: Whole | None = None
+        self.part = 0
         self.launched = 0.0
         self.batched_us = 0
         self.launches = 0

@@ -11,6 +11,10 @@ BATCH_ROWS = telemetry.histogram(
 )
 COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
 QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.")
+BATCH_WAIT = telemetry.histogram("worker_batch_wait_seconds", "From taking a batch's oldest request to its launch.")
+DEADLINE_MISSES = telemetry.counter(
+    "worker_deadline_misses", "Rows refused because they could not be in time, and rows answered late.", "how"
+)
 ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that ended under this worker.")
 DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")

@@ -31,6 +31,7 @@ from workers.ingest.broker_time import BrokerTime
 from workers.ingest.drain import Drain
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.intake import Intake
+from workers.ingest.knobs import KnobWatch
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
@@ -91,6 +92,7 @@ class Worker:
         self._loops.spawn("commit", self._drain.commit_loop())
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
+        self._loops.spawn("knobs", self._knobs.follow_loop())
         self._loops.spawn("grow", self._growth_loop(topic))
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
@@ -125,6 +127,8 @@ class Worker:
         self._responder = Responder(self._publisher, key, prefix=prefix, worker=self._lease_id)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
+        registry = Registry(self._redis, self._settings.redis.pool)
+        self._knobs = KnobWatch(registry, key, spec.batching, self._batcher.configure)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
             self._reader,
