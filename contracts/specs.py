@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, NAME_PATTERN, ModelVersion
-from contracts.tensors import DATATYPES
+from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -58,10 +58,26 @@ class TensorSpec(Spec):
 
 
 class PaddingSpec(Spec):
-    """How batches are filled up to sizes that the model is quick at."""
+    """How batches are filled up to the sizes that a model is quick at. Results are cut back before they are sent."""
 
     batch: bool = False
-    """Fill the batch up to the next bucket size with copies of nothing: rows that are computed and thrown away."""
+    """Add rows up to the next of the batch sizes; they are computed and thrown away."""
+    length_buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Fill open dimensions of inputs up to one of these sizes, so that rows of different lengths share a batch. What is
+    longer than the last stays as it is."""
+    value: float = 0.0
+    """What is filled in; empty for BYTES."""
+    mask: str = ""
+    """An input of the model, [-1, -1], that the worker fills: 1 where a row has an element, 0 where it was filled up.
+    Requests leave it out."""
+    offsets: str = ""
+    """An input of the model, [-1], that the worker fills: the row at which each request of the batch begins, and the
+    end of the last. For models that treat the rows of a request as one ragged sequence. Requests leave it out."""
+
+    @field_validator("length_buckets")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
 
 
 class BatchingSpec(Spec):
@@ -166,6 +182,38 @@ class ModelSpec(Spec):
             msg = "artefact must be a file in the version's own folder"
             raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_padded(self) -> ModelSpec:
+        padding, inputs = self.batching.padding, {tensor.name: tensor for tensor in self.inputs}
+        for role, name, rank in (("mask", padding.mask, 2), ("offsets", padding.offsets, 1)):
+            tensor = inputs.get(name)
+            if name and (tensor is None or tensor.shape != (-1,) * rank or tensor.datatype == BYTES):
+                msg = f"padding.{role} must name a numeric input of shape {[-1] * rank}, which {name!r} is not"
+                raise ValueError(msg)
+        if not self.request_inputs:
+            msg = "mask and offsets leave no input for requests"
+            raise ValueError(msg)
+        is_open = [tensor for tensor in self.request_inputs if -1 in tensor.shape[1:]]
+        if (padding.length_buckets or padding.mask) and not is_open:
+            msg = "padding.length_buckets and padding.mask need an input with an open dimension behind the first"
+            raise ValueError(msg)
+        if padding.length_buckets and any(tensor.datatype == BYTES for tensor in is_open):
+            msg = "padding.length_buckets cannot fill up BYTES"
+            raise ValueError(msg)
+        if padding.mask and not padding.length_buckets:
+            msg = "padding.mask goes with padding.length_buckets"
+            raise ValueError(msg)
+        if padding.offsets and padding.batch:
+            msg = "padding.offsets and padding.batch exclude each other: added rows would belong to no request"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def request_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a request carries: all but those that the worker fills."""
+        padding = self.batching.padding
+        return tuple(tensor for tensor in self.inputs if tensor.name not in (padding.mask, padding.offsets))
 
     @property
     def artefact_name(self) -> str:

@@ -45,7 +45,7 @@ class ModelPlan:
         self.key = key
         self.topic = topic
         self.partitioner = partitioner
-        self._by_name = None if spec is None else {tensor.name: _plan_input(tensor) for tensor in spec.inputs}
+        self._by_name = None if spec is None else {tensor.name: _plan_input(tensor) for tensor in spec.request_inputs}
 
     def encode(self, inputs: Inputs, parameters: Parameters | None) -> bytes:
         """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""

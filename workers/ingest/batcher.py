@@ -18,21 +18,20 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from contracts.messages import Receipt, Status
 from contracts.specs import BatchingSpec, ModelSpec
-from contracts.tensors import BYTES, Tensor, element_offsets
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.layout import Layout
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.tombstones import Tombstones
-from workers.link import Batch, Done, Failed, Region
-from workers.slots import SlotFile, SlotPool, align
+from workers.link import Batch, Done, Failed
+from workers.slots import SlotFile, SlotPool
 
 log = logging.getLogger(__name__)
 
-_BIG_TENSOR_BYTES = 4096  # above this one copy per tensor into the slot beats joining them first
 _EXPIRED = "the time to live ended before a batch took the request"
 _HOPELESS = "the time to live would have ended before the result"
 _TIMER_TOLERANCE = 0.0002
@@ -87,6 +86,7 @@ class Batcher:
         self._arrived_rows = 0
         self._free_at = 0.0
         self._policy = Policy(spec.batching)
+        self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
         self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
         self.room = asyncio.Event()
@@ -195,7 +195,7 @@ class Batcher:
         assert acquired is not None  # noqa: S101 - pump looked, and nothing awaits in between
         slot, sequence = acquired
         try:
-            regions = self._fill(self._slots.input(slot), deliveries)
+            laid = self._layout.fill(self._slots.input(slot), deliveries)
         except ValueError:
             self._pool.release(slot)
             self._too_large(deliveries)
@@ -211,19 +211,7 @@ class Batcher:
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
-        self._send(Batch(slot, sequence, 0, rows, regions, deliveries[0].parameters))
-
-    def _fill(self, region: memoryview, deliveries: Sequence[Delivery]) -> tuple[Region, ...]:
-        """Lay the rows of all deliveries into a slot. Raises ValueError when they do not fit."""
-        regions, offset = [], 0
-        rows = sum(delivery.rows for delivery in deliveries)
-        for index, tensor in enumerate(deliveries[0].inputs):
-            parts = [delivery.inputs[index].data for delivery in deliveries]
-            start, offset = offset, _copy(region, offset, parts)
-            shape = (rows, *tensor.shape[1:])
-            regions.append(Region(tensor.name, tensor.datatype, shape, start, offset - start))
-            offset = align(offset)
-        return tuple(regions)
+        self._send(Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters))
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
         """A batch that does not fit its slot is halved; a single request that does not can never run here."""
@@ -260,7 +248,7 @@ class Batcher:
         return flight
 
     def _answer(self, flight: _InFlight, done: Done) -> None:
-        outputs = [_Output(region, self._slots.output(done.slot), flight) for region in done.outputs]
+        outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
         for index, delivery in enumerate(flight.deliveries):
@@ -339,49 +327,3 @@ class Batcher:
         """Cut no further batch."""
         if self._timer is not None:
             self._timer.cancel()
-
-
-class _Output:
-    """One output tensor of a batch, cut into the requests' parts as views."""
-
-    __slots__ = ("_offsets", "_region", "_view")
-
-    def __init__(self, region: Region, slot: memoryview, flight: _InFlight) -> None:
-        self._region = region
-        self._view = slot[region.offset : region.offset + region.size]
-        counts = [delivery.rows for delivery in flight.deliveries]
-        if region.datatype == BYTES:
-            per_row = _product(region.shape[1:])
-            self._offsets = element_offsets(self._view, [count * per_row for count in counts])
-        else:
-            row_bytes = region.size // flight.rows
-            self._offsets = [0]
-            for count in counts:
-                self._offsets.append(self._offsets[-1] + count * row_bytes)
-
-    def part(self, index: int, rows: int) -> Tensor:
-        """The tensor of the batch's request number `index`, which has `rows` rows."""
-        region = self._region
-        data = self._view[self._offsets[index] : self._offsets[index + 1]]
-        return Tensor(region.name, region.datatype, (rows, *region.shape[1:]), data)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
-def _copy(region: memoryview, offset: int, parts: Sequence[memoryview]) -> int:
-    """Copy parts one behind the other into a region; returns the end. Raises ValueError when they do not fit."""
-    if len(parts[0]) < _BIG_TENSOR_BYTES:
-        joined = b"".join(parts)
-        end = offset + len(joined)
-        region[offset:end] = joined
-        return end
-    for part in parts:
-        end = offset + len(part)
-        region[offset:end] = part
-        offset = end
-    return offset

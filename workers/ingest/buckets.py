@@ -7,7 +7,7 @@ larger ones grow by a third or a half, so that a padded batch wastes at most a t
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _SMALL = (1, 2, 4, 8, 16, 24)
 
@@ -53,3 +53,11 @@ class Buckets:
         """The next smaller batch worth trying: the largest bucket below `rows`, at least 1."""
         at = bisect_left(self.sizes, rows)
         return self.sizes[at - 1] if at else max(1, rows // 2)
+
+
+def padded_tail(spec: tuple[int, ...], tail: tuple[int, ...], lengths: Sequence[int]) -> tuple[int, ...]:
+    """A row's shape with its open dimensions filled up to a bucket; longer ones stay as they are."""
+    return tuple(
+        size if fixed != -1 else next((bucket for bucket in lengths if bucket >= size), size)
+        for fixed, size in zip(spec, tail, strict=True)
+    )
