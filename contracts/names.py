@@ -1,7 +1,8 @@
 """Which names models, versions, inboxes, pools and requests may have.
 
 Names become parts of topics, Redis keys and paths, so they are narrow on purpose: lower case, digits, `.`, `_`, `-`,
-at most 64 characters, no `..`. A model version is written `name@version`.
+at most 64 characters, no `..`. A model version is written `name@version`. A model's name must not end in `.` and digits:
+the topic for requests to any version of a model `a.1` would be that of version 1 of the model `a`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from contracts.errors import ConfigurationError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 _NAME = re.compile(NAME_PATTERN)
+_LIKE_A_VERSION = re.compile(r"(.+)\.([0-9]+)")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _LONGEST_REQUEST_ID = 64
 MAX_VERSION = 2**31 - 1  # fits every language's plain integer
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` may name a model, an inbox, a pool or a tenant."""
+    """Whether `text` may name an inbox, a pool or a tenant, and a model unless it ends like a version."""
     return _NAME.fullmatch(text) is not None and ".." not in text
 
 
@@ -30,6 +32,20 @@ def check_name(text: str, what: str = "name") -> str:
         msg = (
             f"{text!r} is no valid {what}: use 1 to 64 lower-case letters, digits, '.', '_' or '-', starting with a "
             "letter or digit, without '..'"
+        )
+        raise ConfigurationError(msg)
+    return text
+
+
+def check_model_name(text: str) -> str:
+    """Return `text`, or raise ConfigurationError saying what a model's name may look like."""
+    check_name(text, "model name")
+    ending = _LIKE_A_VERSION.fullmatch(text)
+    if ending is not None:
+        head, digits = ending.groups()
+        msg = (
+            f"{text!r} is no valid model name: '.' and digits at the end read as a version in the names of topics; "
+            f"write {f'{head}-{digits}'!r}, or '{head}@{digits}' if the version is meant"
         )
         raise ConfigurationError(msg)
     return text
@@ -64,4 +80,4 @@ class ModelVersion(NamedTuple):
         if not at or not version.isdecimal() or not 1 <= int(version) <= MAX_VERSION:
             msg = f"{text!r} is no model version: write name@version, for example digits@2"
             raise ConfigurationError(msg)
-        return cls(check_name(name, "model name"), int(version))
+        return cls(check_model_name(name), int(version))

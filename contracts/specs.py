@@ -11,14 +11,22 @@ from collections import Counter
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from contracts.errors import ConfigurationError
-from contracts.names import MAX_VERSION, NAME_PATTERN, ModelVersion
+from contracts.names import MAX_VERSION, ModelVersion, check_model_name
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 
-Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+
+def _model_name(value: str) -> str:
+    try:
+        return check_model_name(value)
+    except ConfigurationError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 default_artefacts = {"onnx": "model.onnx", "torch": "model.pt", "python": "model.py"}
@@ -147,7 +155,7 @@ class Knobs(Spec):
 class ModelSpec(Spec):
     """`model.yaml`: one version of a model."""
 
-    name: Name
+    name: ModelName
     version: Version
     backend: Literal["onnx", "python", "torch"]
     artefact: str = ""
@@ -263,7 +271,7 @@ class TopicSpec(Spec):
 class DeploymentSpec(Spec):
     """One model version that should be served."""
 
-    model: Name
+    model: ModelName
     version: Version
     workers: WorkersSpec = WorkersSpec()
     device: DeviceSpec = DeviceSpec()
@@ -295,7 +303,7 @@ class FleetSpec(Spec):
     models: str = "./models"
     """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
     deployments: tuple[DeploymentSpec, ...] = ()
-    routes: dict[Name, RouteSpec] = {}
+    routes: dict[ModelName, RouteSpec] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:

@@ -4,30 +4,55 @@ Each partition sends one batch at a time; what arrives meanwhile forms the next,
 lone request waits for nothing. All requests of a batch share the future of its acknowledgement. Sending them one by one
 costs the library a future, its callback and three coroutines each, which was a fifth of the client's processor time.
 
-Nothing expires here: the broker may be away for as long as it takes, and the ttl decides how long anyone waits.
+Nothing expires here: the broker may be away for as long as it takes, and the ttl decides how long anyone waits. What
+nobody waits for any more is dropped, whenever much has gathered and before each batch: kept, it would fill the memory
+while the broker is away, and be computed for nobody when it is back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 
 from contracts.adapters.kafka import Outgoing, Producer
+from contracts.adapters.kafka.producer import PRODUCER_BATCH_BYTES
 from contracts.errors import HeadraceError, TransportError
+from producer.pending import Waiter
 
 _DRAIN_SECONDS = 2.0
+_HEAD_BYTES = 256  # what a record's headers take, about
 
 
 class _Lane:
     """One partition: what waits for it, and the task that sends it while something does."""
 
-    __slots__ = ("ack", "partition", "records", "task", "topic")
+    __slots__ = ("_limit", "_size", "ack", "partition", "task", "topic", "waiters")
 
     def __init__(self, topic: str, partition: int, ack: asyncio.Future[None]) -> None:
         self.topic, self.partition = topic, partition
-        self.records: list[Outgoing] = []
-        self.ack = ack
         self.task: asyncio.Task[None] | None = None
+        self._begin(ack)
+
+    def _begin(self, ack: asyncio.Future[None]) -> None:
+        self.waiters: deque[Waiter] = deque()
+        self.ack = ack
+        self._size, self._limit = 0, PRODUCER_BATCH_BYTES
+
+    def add(self, waiter: Waiter) -> None:
+        """Queue a waiter. Each time that the queue has doubled, those that wait no more leave it."""
+        self.waiters.append(waiter)
+        self._size += _size(waiter)
+        if self._size > self._limit:
+            self.waiters = deque(waiter for waiter in self.waiters if not _is_over(waiter))
+            self._size = sum(map(_size, self.waiters))
+            self._limit = max(PRODUCER_BATCH_BYTES, 2 * self._size)
+
+    def take(self, next_ack: asyncio.Future[None]) -> tuple[deque[Waiter], asyncio.Future[None]]:
+        """All that is queued, and its acknowledgement; what comes from now on gets the next one."""
+        taken = self.waiters, self.ack
+        self._begin(next_ack)
+        return taken
 
 
 class Lanes:
@@ -40,42 +65,72 @@ class Lanes:
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[tuple[str, int], _Lane] = {}
 
-    def put(
-        self, topic: str, partition: int, value: bytes, headers: Sequence[tuple[str, bytes]]
-    ) -> asyncio.Future[None]:
-        """Queue a record; the future ends with its batch's acknowledgement, or with the HeadraceError that it met."""
-        lane = self._lanes.get((topic, partition))
+    def put(self, waiter: Waiter) -> asyncio.Future[None]:
+        """Queue a waiter's record; the future ends with its acknowledgement, or with the HeadraceError that it met.
+
+        It is shared with what was queued beside it, and cancelled when nobody waited for any of that.
+        """
+        key = waiter.record.topic, waiter.record.partition
+        lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[topic, partition] = _Lane(topic, partition, self._loop.create_future())
+            lane = self._lanes[key] = _Lane(*key, self._loop.create_future())
             lane.task = self._loop.create_task(self._send_all(lane), name="headrace.client.lane")
-        lane.records.append((value, headers))
+        lane.add(waiter)
         return lane.ack
 
     async def _send_all(self, lane: _Lane) -> None:
         """Begins after the current turn of the loop, which may add to the first batch."""
         try:
-            while lane.records:
-                records, ack = lane.records, lane.ack
-                lane.records, lane.ack = [], self._loop.create_future()
-                await self._send(lane, records, ack)
+            while lane.waiters:
+                waiters, ack = lane.take(self._loop.create_future())
+                await self._send(lane, waiters, ack)
         finally:
             del self._lanes[lane.topic, lane.partition]
 
-    async def _send(self, lane: _Lane, records: Sequence[Outgoing], ack: asyncio.Future[None]) -> None:
+    async def _send(self, lane: _Lane, waiters: deque[Waiter], ack: asyncio.Future[None]) -> None:
+        is_sent = False
         try:
-            await self._producer.publish_many(lane.topic, lane.partition, records, timeout_seconds=None)
+            while records := _next_batch(waiters):
+                await self._producer.publish_many(lane.topic, lane.partition, records, timeout_seconds=None)
+                is_sent = True
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
             ack.set_exception(exc if isinstance(exc, HeadraceError) else TransportError(f"publishing failed: {exc!r}"))
             ack.exception()  # nobody may ask, and that is no reason for asyncio to complain
             self._failed()
         else:
-            ack.set_result(None)
+            if is_sent:
+                ack.set_result(None)
+            else:
+                ack.cancel()
 
     async def close(self) -> None:
-        """Send what is queued, for at most a few seconds, then give up; futures of what was given up never end."""
+        """Send what is queued and awaited, for at most a few seconds, then give up; futures of what was given up never end."""
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _next_batch(waiters: deque[Waiter]) -> list[Outgoing]:
+    """Take what fits into about one batch from those that still wait; nothing once there are none."""
+    records: list[Outgoing] = []
+    size = 0
+    while waiters:
+        waiter = waiters[0]
+        if not _is_over(waiter):
+            size += _size(waiter)
+            if records and size > PRODUCER_BATCH_BYTES:
+                break
+            records.append((waiter.record.value, waiter.record.headers))
+        waiters.popleft()
+    return records
+
+
+def _is_over(waiter: Waiter) -> bool:
+    return waiter.is_over or waiter.future.done()
+
+
+def _size(waiter: Waiter) -> int:
+    return len(waiter.record.value) + _HEAD_BYTES

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import deque
 
-from contracts.adapters.kafka import Producer, TopicMissing
+from contracts.adapters.kafka import AckUnknown, Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
@@ -56,16 +56,18 @@ class Outbox:
 
     def send(self, waiter: Waiter) -> None:
         """Queue a waiter's record; what becomes of it is the waiter's affair from then on."""
-        record = waiter.record
-        waiter.ack = self._lanes.put(record.topic, record.partition, record.value, record.headers)
+        waiter.ack = self._lanes.put(waiter)
 
     async def publish(self, record: Outgoing, timeout_seconds: float) -> None:
-        """Publish a record that nobody here waits for; returns once it is acknowledged."""
+        """Publish a record that nobody here waits for; returns once it is acknowledged.
+
+        Raises AckUnknown when it may have arrived or may yet: a slow broker is no reason to replace the producer.
+        """
         content = record.topic, record.partition, record.value, record.headers
         producer = self._producer
         try:
             await producer.send_and_wait(*content, timeout_seconds=timeout_seconds)
-        except TopicMissing:
+        except (AckUnknown, TopicMissing):
             raise
         except TransportError:
             await self._replace(producer)
@@ -119,7 +121,7 @@ class Outbox:
     def _send_again(self) -> None:
         for waiter in self._pending.waiters():
             if waiter.ack.done() and _ack_error(waiter) is None:
-                continue  # it is in the log
+                continue  # it is in the log, or nobody waits for it
             if waiter.sends >= _MAX_SENDS:
                 self._fail([waiter], TransportError(f"request {waiter.id} could not be published {_MAX_SENDS} times"))
                 continue
@@ -132,9 +134,9 @@ class Outbox:
 
 
 def _ack_error(waiter: Waiter) -> HeadraceError | None:
-    """Why a waiter's record was refused; None while it is under way and once it is in the log."""
+    """Why a waiter's record was refused; None while it is under way, once it is in the log, and if it was dropped."""
     ack = waiter.ack
-    if ack is None or not ack.done():
+    if ack is None or not ack.done() or ack.cancelled():
         return None
     error: HeadraceError | None = ack.exception()
     return error

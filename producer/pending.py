@@ -54,6 +54,8 @@ class Waiter(msgspec.Struct):
     record: Outgoing
     ack: Any = None
     sends: int = 1
+    is_over: bool = False
+    """Whether nobody waits any more; a caller who just went away is known by the future alone."""
 
 
 class ClientStats(msgspec.Struct):
@@ -209,6 +211,7 @@ class Pending:
 
     def _end(self, waiter: Waiter) -> None:
         del self._waiters[waiter.id]
+        waiter.is_over = True
         self._bytes -= len(waiter.record.value)
 
     def _count_stray(self, name: str) -> None:

@@ -26,6 +26,7 @@ _CHECKED_FROM = 21  # the checksum covers all from the attributes on
 _LENGTH_FROM = 12  # and the length field all after itself
 _FORMAT = 2
 _COMPRESSION, _STAMPED, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
+_GZIP = 1  # the number of the codec in a batch's attributes
 _REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 _REMEMBERED_PRODUCERS = 10_000  # in one partition; a bound on memory, the longest silent go first
 _SEQUENCES = 1 << 31
@@ -84,6 +85,8 @@ def accept(records: bytes) -> Batch:
         raise LogError(ErrorCode.invalid_record, "a request carries exactly one batch per partition, without gaps")
     if batch.attributes & (_TRANSACTIONAL | _CONTROL):
         raise LogError(ErrorCode.invalid_record, "the embedded log has no transactions")
+    if batch.attributes & _COMPRESSION > _GZIP:  # it unpacks nothing, and its readers may lack the library
+        raise LogError(ErrorCode.unsupported_compression_type, "the embedded log takes batches plain or with gzip")
     return batch
 
 

@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
 SETTINGS: Mapping[str, Setting] = {
     "cleanup.policy": Setting("delete", _LIST, words=("delete",)),
-    "compression.type": Setting("producer", _STRING, words=("producer",)),
+    "compression.type": Setting("producer", _STRING, words=("producer", "uncompressed")),
     "max.message.bytes": Setting("1048588", _INT),
     "message.timestamp.type": Setting("CreateTime", _STRING, words=("CreateTime", "LogAppendTime")),
     "min.insync.replicas": Setting("1", _INT, least=1),

@@ -15,13 +15,15 @@ class Claim:
     that is `giving` takes no further ones.
     """
 
-    __slots__ = ("_settled", "giving", "open", "partition", "tracker")
+    __slots__ = ("_settled", "giving", "is_over", "open", "partition", "tracker")
 
     def __init__(self, partition: Partition, start: int) -> None:
         self.partition = partition
         self.tracker = OffsetTracker(start)
         self.open = 0
         self.giving = False
+        self.is_over = False
+        """The partition was given away: a result may still be published, an error may not."""
         self._settled: asyncio.Event | None = None
 
     def answered(self, offset: int) -> None:

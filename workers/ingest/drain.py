@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from contracts.adapters.kafka import GroupHasMembers, OffsetOutOfRange, Partition, Reader, Record
+from contracts.adapters.kafka import (
+    GroupHasMembers,
+    OffsetOutOfRange,
+    Partition,
+    Reader,
+    Record,
+    UnreadableRecord,
+)
 from contracts.clock import Clock
 from contracts.errors import TransportError
-from contracts.service import Deadline
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
 from workers.ingest.claim import Claim
@@ -26,6 +32,7 @@ from workers.ingest.settings import WorkerGroup
 log = logging.getLogger(__name__)
 
 _POLL_MS = 200
+_PROBE_MS = 100
 _RETRY_SECONDS = 0.5
 
 
@@ -56,8 +63,6 @@ class Drain:
         self._committing = asyncio.Lock()
         self._partition_count = 0
         self._quiet = False
-        self.last_turn = clock.monotonic()
-        """When the poll loop last came round, on the monotonic clock."""
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -112,14 +117,20 @@ class Drain:
             return frozenset()
         claims = {self._claims[partition] for partition in giving}
         self._silence(claims)
-        deadline = Deadline(self._settings.handover_drain_seconds, self._clock)
         settled = asyncio.gather(*(claim.settle() for claim in claims))
         try:
-            async with asyncio.timeout(deadline.remaining):
+            async with asyncio.timeout(self._settings.handover_drain_seconds):
                 await settled
         except TimeoutError:
             log.warning("%s: handing over with %d requests still running", self.topic, sum(c.open for c in claims))
-        await self.commit(self._settings.handover_commit_seconds, final=True)
+            self._batcher.drop(lambda delivery: delivery.origin.claim in claims)
+        for claim in claims:
+            claim.is_over = True
+        try:
+            async with asyncio.timeout(self._settings.handover_commit_seconds):
+                await self.commit(self._settings.handover_commit_seconds, final=True)
+        except TimeoutError:
+            log.warning("%s: handing over without the last commit; some requests will be repeated", self.topic)
         for partition in giving:
             self._claims.pop(partition, None)
         metrics.PARTITIONS.set(len(self._claims))
@@ -127,6 +138,8 @@ class Drain:
 
     def _silence(self, claims: set[Claim]) -> None:
         """Take nothing more of these claims, and forget what has not been launched."""
+        if not claims:
+            return
         self._reader.pause(*(claim.partition for claim in claims))
         for claim in claims:
             claim.giving = True
@@ -143,7 +156,6 @@ class Drain:
     async def poll_loop(self) -> None:
         """Take records until `quiet`. Never cancel it while a poll is under way: use `quiet` and wait for its end."""
         while not self._quiet:
-            self.last_turn = self._clock.monotonic()
             if not self._claims:
                 self._claimed.clear()
                 await self._claimed.wait()
@@ -153,6 +165,9 @@ class Drain:
                 continue
             try:
                 await self._poll_once()
+            except UnreadableRecord as exc:
+                log.error("%s: %s", self.topic, exc)  # noqa: TRY400 - a stack of the library's says nothing
+                await self._step_over_unreadable()
             except TransportError as exc:
                 log.warning("%s: %s", self.topic, exc)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -179,6 +194,11 @@ class Drain:
         except OffsetOutOfRange as exc:
             await self._reposition(exc.partitions)
             return
+        self._take_found(found)
+        if found:
+            await asyncio.sleep(0)  # a poll that finds its buffer full never suspends; others must have their turn
+
+    def _take_found(self, found: Mapping[Partition, Sequence[Record]]) -> None:
         for partition, records in found.items():
             claim = self._claims.get(partition)
             if claim is not None and not claim.giving:
@@ -186,7 +206,35 @@ class Drain:
         if found:
             self._batcher.pump()
             metrics.QUEUE_ROWS.set(self._batcher.queue.rows)
-            await asyncio.sleep(0)  # a poll that finds its buffer full never suspends; others must have their turn
+
+    async def _step_over_unreadable(self) -> None:
+        """Find the record that cannot be read and go on behind it, or its partition would stand still for ever.
+
+        A record that cannot be decoded has no id to answer. What the failed poll took of other partitions is read
+        again; then each partition is read by itself, a record at a time, and an offset that fails twice is given up,
+        as are those behind it in the same batch when the library cannot get past the first.
+        """
+        claims = [claim for claim in self._claims.values() if not claim.giving]
+        for claim in claims:
+            self._reader.seek(claim.partition, claim.tracker.expected)
+        for claim in claims:
+            while not self._quiet and not claim.giving and not await self._is_readable(claim):
+                metrics.UNREADABLE.inc()
+                log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
+                self._reader.seek(claim.partition, claim.tracker.expected)
+
+    async def _is_readable(self, claim: Claim) -> bool:
+        """Whether the next record of a partition can be read; it is taken when it can."""
+        for _ in range(2):
+            try:
+                found = await self._reader.poll(claim.partition, max_records=1, timeout_ms=_PROBE_MS)
+            except UnreadableRecord:
+                if not claim.giving:
+                    self._reader.seek(claim.partition, claim.tracker.expected)
+                continue
+            self._take_found(found)
+            return True
+        return False
 
     def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put

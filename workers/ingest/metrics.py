@@ -19,6 +19,7 @@ ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that en
 DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
 COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
+UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")
 OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
 LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."

@@ -53,13 +53,19 @@ class Responder:
         self._succeeded = 0
 
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
-        """Answer a delivery with an error."""
+        """Answer a delivery with an error, unless its partition is another worker's by now, who may still answer OK."""
+        if delivery.origin.claim.is_over:
+            delivery.origin.claim.dropped()
+            return
         timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
         _counters[status].inc()
         self._reply(delivery.origin, status, self._error_body(delivery.origin, message, timing, retryable=retryable))
 
     def poison(self, delivery: Delivery, message: str) -> None:
-        """Put a request aside, then answer POISON."""
+        """Put a request aside, then answer POISON; not when its partition is another worker's by now."""
+        if delivery.origin.claim.is_over:
+            delivery.origin.claim.dropped()
+            return
         self._bury(delivery.origin, "poison", message, lambda _: self.fail(delivery, Status.POISON, message))
 
     def refuse(self, origin: Origin, error: RequestError) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contracts.errors import InvalidRequest
-from contracts.messages import RequestBody
+from contracts.messages import Parameters, RequestBody
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type, type_sizes
 from workers.ingest.buckets import padded_tail
@@ -66,7 +66,7 @@ class Validator:
         if self._lengths:
             tails = (expected[2] for expected in self._expected)
             shapes = tuple(padded_tail(tail, shape, self._lengths) for tail, shape in zip(tails, shapes, strict=True))
-        return Checked(inputs, rows, (shapes, tuple(sorted(body.parameters.items()))))
+        return Checked(inputs, rows, (shapes, _parameters_key(body.parameters)))
 
     def _in_order(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         names = (inputs[0].name,) if len(inputs) == 1 else tuple(tensor.name for tensor in inputs)
@@ -106,6 +106,14 @@ class Validator:
             ):
                 msg = f"tensor {tensor.name!r} has NaN or infinite elements, which {self._spec.key} rejects"
                 raise InvalidRequest(msg)
+
+
+def _parameters_key(parameters: Parameters) -> Hashable:
+    """What parameters have in common that a model cannot tell apart.
+
+    As written, because Python takes 1, 1.0 and True for equal, 0.0 and -0.0 too, and NaN for unlike itself.
+    """
+    return tuple(sorted((name, repr(value)) for name, value in parameters.items()))
 
 
 def _fixed_row_bytes(spec: TensorSpec) -> int | None:

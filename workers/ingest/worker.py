@@ -247,9 +247,9 @@ class Worker:
             await self._redis.close()
 
     async def _wind_down(self, deadline: Deadline) -> None:
-        await self._drain.quiet()
-        await self._loops.join("poll", 2.0)
         try:
+            await self._drain.quiet()
+            await self._loops.join("poll", 2.0)
             if self._tenure.is_over:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
                 await self._drain.commit(1.0, final=True)

@@ -72,6 +72,8 @@ class Admin:
         values = {
             "message.timestamp.type": "LogAppendTime",
             "cleanup.policy": "delete",
+            # The broker unpacks what producers compressed: a worker neither needs the codec nor inflates a bomb.
+            "compression.type": "uncompressed",
             "min.insync.replicas": str(settings.min_insync),
             **configs,
         }

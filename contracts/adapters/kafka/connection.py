@@ -67,8 +67,19 @@ class OffsetOutOfRange(TransportError):
         )
 
 
+class UnreadableRecord(TransportError):
+    """A record can never be read: a header name that is no text, a codec that is not installed, a malformed batch.
+
+    What was taken of other partitions in the same poll is lost to the caller: seek back before polling again.
+    """
+
+
 class GroupHasMembers(TransportError):
     """A commit was refused because somebody joined the commit group."""
+
+
+class AckUnknown(TransportError):
+    """No acknowledgement came in time: the records may be in the log or still get there, and the producer is sound."""
 
 
 class TopicMissing(TransportError):

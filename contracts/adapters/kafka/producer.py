@@ -1,7 +1,8 @@
 """Publishing.
 
 Idempotent sends of aiokafka never expire by themselves, and its `stop()` waits for them: every wait here has a bound of
-its own. A batch that fails after it took its sequence number leaves the producer unusable: it must be rebuilt.
+its own. A batch that fails after it took its sequence number leaves the producer unusable: it must be rebuilt. A batch
+that is merely late does not, which is why that is an error of its own, AckUnknown.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
 
 from contracts.adapters.kafka.connection import (
     FAILURES,
     MAX_REQUEST_BYTES,
     STOP_SECONDS,
     Ack,
+    AckUnknown,
     Outgoing,
     TopicMissing,
     connection_options,
     translate,
 )
-from contracts.errors import TransportError
+from contracts.errors import InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
 
 PRODUCER_BATCH_BYTES = 256 * 1024  # 16 KiB, the library's default, costs a third of the throughput
@@ -96,7 +99,7 @@ class Producer:
         """Queue a record and return the future of its acknowledgement; suspends only while the queue is full.
 
         The future ends with a library error that `translate` understands. Raises InvalidRequest for a record that is
-        too large, TopicMissing and TransportError.
+        too large, TopicMissing, AckUnknown when the queue stays full and TransportError.
         """
         if topic not in self._topics:
             # A send to a topic without metadata would wait, and ask, for as long as the request timeout.
@@ -111,7 +114,7 @@ class Producer:
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg) from exc
         except FAILURES as exc:
-            raise translate(exc, f"publishing to {topic}") from exc
+            raise _translate_send(exc, topic) from exc
         return future
 
     async def publish_many(
@@ -120,30 +123,40 @@ class Producer:
         """Publish records to one partition in as few batches as fit, and wait until all are acknowledged.
 
         Costs about half of as many `send` calls: one future and one pass for a whole batch. Returns the last batch's
-        acknowledgement, None for no records. Errors as in `send`; after one, any number of them may have arrived.
+        acknowledgement, None for no records. Errors as in `send`, and AckUnknown when the time is over, of which there
+        is no end without a timeout; after an error, any number of the records may have arrived.
         """
         acks: list[asyncio.Future[Any]] = []
         position = 0
         try:
-            while position < len(records):
-                builder = self._live.create_batch()
-                taken = position
-                for value, headers in records[position:] if position else records:
-                    if builder.append(timestamp=None, key=None, value=value, headers=headers) is None:
-                        break
-                    taken += 1
-                position = taken  # at least one further: a batch takes its first record whatever its size
-                acks.append(await self._live.send_batch(builder, topic, partition=partition))
             async with asyncio.timeout(timeout_seconds):
+                while position < len(records):
+                    builder = self._live.create_batch()
+                    taken = position
+                    for value, headers in records[position:] if position else records:
+                        if builder.append(timestamp=None, key=None, value=value, headers=headers) is None:
+                            break
+                        taken += 1
+                    position = taken  # at least one further: a batch takes its first record whatever its size
+                    acks.append(await self._queue(builder, topic, partition))
                 done = [await ack for ack in acks] if len(acks) == 1 else await asyncio.gather(*acks)
         except AssertionError as exc:  # how the library says "unrecognised partition"
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg) from exc
         except FAILURES as exc:
-            raise translate(exc, f"publishing to {topic}") from exc
+            raise _translate_send(exc, topic) from exc
         if not done:
             return None
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
+
+    async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
+        """Queue a batch behind the one before it, for as long as that takes: the library gives up sooner."""
+        while True:
+            try:
+                future: asyncio.Future[Any] = await self._live.send_batch(batch, topic, partition=partition)
+            except kafka_errors.KafkaTimeoutError:
+                continue  # it was not queued
+            return future
 
     async def send_and_wait(
         self,
@@ -155,11 +168,21 @@ class Producer:
         *,
         timeout_seconds: float = 30.0,
     ) -> Ack:
-        """Publish one record and wait for its acknowledgement. Errors as in `send`."""
+        """Publish one record and wait for its acknowledgement.
+
+        Errors as in `send`, and AckUnknown when none has come in time.
+        """
         future = await self.send(topic, partition, value, headers, key)
         try:
             async with asyncio.timeout(timeout_seconds):
                 done = await asyncio.shield(future)
         except FAILURES as exc:
-            raise translate(exc, f"publishing to {topic}") from exc
+            raise _translate_send(exc, topic) from exc
         return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)
+
+
+def _translate_send(exc: BaseException, topic: str) -> TransportError | InvalidRequest:
+    """Our error for one that a send met; one that is about time says nothing about the producer."""
+    if isinstance(exc, (TimeoutError, kafka_errors.KafkaTimeoutError)):
+        return AckUnknown(f"publishing to {topic}: no acknowledgement in time; it may have arrived")
+    return translate(exc, f"publishing to {topic}")

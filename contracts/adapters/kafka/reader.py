@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer
@@ -23,12 +24,19 @@ from contracts.adapters.kafka.connection import (
     OffsetOutOfRange,
     Partition,
     Record,
+    UnreadableRecord,
     connection_options,
     translate,
 )
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
 
+_unreadable = (
+    kafka_errors.CorruptRecordException,
+    kafka_errors.RecordTooLargeError,
+    kafka_errors.UnsupportedCodecError,
+    gzip.BadGzipFile,  # an OSError, as if the connection had failed
+)
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 16 * 1024 * 1024
 
@@ -108,7 +116,7 @@ class Reader:
     ) -> dict[Partition, list[Record]]:
         """Take what was fetched, of these partitions or of all. Never cancel it: what it took would be lost.
 
-        Raises OffsetOutOfRange and TransportError.
+        Raises OffsetOutOfRange, UnreadableRecord and TransportError.
         """
         try:
             found: dict[Partition, list[Record]] = await self._live.getmany(
@@ -116,8 +124,14 @@ class Reader:
             )
         except kafka_errors.OffsetOutOfRangeError as exc:
             raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
+        except _unreadable as exc:
+            msg = f"a record cannot be read: {type(exc).__name__}"
+            raise UnreadableRecord(msg) from exc
         except FAILURES as exc:
             raise translate(exc, "fetching") from exc
+        except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
+            msg = f"a record cannot be read: {type(exc).__name__}"
+            raise UnreadableRecord(msg) from exc
         return found
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from contracts import topics
 from contracts.errors import ConfigurationError, ModelNotFound
-from contracts.names import ModelVersion, is_name, new_request_id
+from contracts.names import NAME_PATTERN, ModelVersion, check_model_name, is_name, new_request_id
 from contracts.routing import pin
 from contracts.specs import DeploymentSpec, RouteSpec, WorkersSpec, parse_fleet, parse_model
 
@@ -31,6 +34,8 @@ def test_a_model_gets_its_backends_defaults() -> None:
     [
         (("version: 2", "version: 0"), "version"),
         (("name: digits", "name: ../x"), "name"),
+        (("name: digits", "name: a..b"), "without '..'"),
+        (("name: digits", "name: llama-3.1"), "write 'llama-3-1', or 'llama-3@1'"),
         (("backend: onnx", "backend: pickle"), "backend"),
         (("shape: [-1, 64]", "shape: [1, 64]"), "first dimension is the batch"),
         (("datatype: FP32, shape: [-1, 64]", "datatype: FLOAT, shape: [-1, 64]"), "unknown datatype"),
@@ -54,6 +59,8 @@ def test_a_faulty_model_names_file_field_and_remedy(change: tuple[str, str], wor
         ("deployments: [{model: a.b, version: 1}, {model: a_b, version: 1}]", "share Kafka metrics"),
         ("deployments: [{model: a, version: 1, workers: {min: 3, max: 2}}]", "min 3 is above max 2"),
         ("deployments: [{model: a, version: 1, device: {kind: tpu}}]", "kind"),
+        ("deployments: [{model: a.1, version: 1}]", "write 'a-1', or 'a@1'"),
+        ("routes: {a.1: {default: 1}}", "write 'a-1', or 'a@1'"),
     ],
 )
 def test_a_faulty_fleet_is_explained(text: str, words: str) -> None:
@@ -88,11 +95,28 @@ def test_what_cannot_be_pinned_says_what_there_is(model: str, version: int | Non
 
 
 @pytest.mark.parametrize(
-    "text", ["digits", "digits@", "@1", "digits@0", "digits@x", "Digits@1", "a..b@1", "digits@1@2"]
+    "text", ["digits", "digits@", "@1", "digits@0", "digits@x", "Digits@1", "a..b@1", "digits@1@2", "a.1@2", "a.007@2"]
 )
 def test_only_name_at_version_is_a_model_version(text: str) -> None:
     with pytest.raises(ConfigurationError):
         ModelVersion.parse(text)
+
+
+@given(st.from_regex(NAME_PATTERN, fullmatch=True), st.from_regex(NAME_PATTERN, fullmatch=True), st.integers(1, 20))
+def test_the_topic_of_a_model_is_never_that_of_anothers_version(first: str, second: str, version: int) -> None:
+    for name in (first, f"{second}.{version}"):
+        try:
+            check_model_name(name)
+        except ConfigurationError:
+            continue
+        assert topics.unversioned_requests("p", name) != topics.requests("p", second, version)
+        assert topics.parse_requests("p", topics.unversioned_requests("p", name)) is None
+
+
+@pytest.mark.parametrize("name", ["a1", "1", "v1.b", "1.5b", "a.1-base", "a.1b"])
+def test_digits_in_a_models_name_are_fine_elsewhere(name: str) -> None:
+    assert ModelVersion.parse(f"{name}@3") == ModelVersion(name, 3)
+    assert is_name(f"{name}.1")  # as an inbox or a pool
 
 
 def test_request_ids_are_new_each_time() -> None:

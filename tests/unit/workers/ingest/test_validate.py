@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import InvalidRequest
-from contracts.messages import Parameters, RequestBody
+from contracts.messages import Parameters, RequestBody, Scalar
 from contracts.specs import BatchingSpec, ModelSpec, TensorSpec
 from contracts.tensors import Tensor
 from workers.ingest.validate import Validator
@@ -96,3 +96,17 @@ def test_requests_with_different_parameters_do_not_share_a_batch() -> None:
     variants: tuple[Parameters, ...] = ({}, {"k": 1}, {"k": 2})
     keys = [validator.check(RequestBody(plain.inputs, parameters)).batch_key for parameters in variants]
     assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("values", [(1, True, 1.0, "1"), (0.0, -0.0, 0, False), (None, "None", "")])
+def test_parameters_that_python_takes_for_equal_do_not_share_a_batch(values: tuple[Scalar, ...]) -> None:
+    plain = body(**good())
+    keys = [Validator(SPEC).check(RequestBody(plain.inputs, {"k": value})).batch_key for value in values]
+    assert len(set(keys)) == len(values)
+
+
+@given(st.dictionaries(st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.floats() | st.text()))
+def test_the_same_parameters_share_a_batch_in_whatever_order_they_come(parameters: Parameters) -> None:
+    plain, backwards = body(**good()), dict(reversed([*parameters.items()]))
+    keys = [Validator(SPEC).check(RequestBody(plain.inputs, each)).batch_key for each in (parameters, backwards)]
+    assert keys[0] == keys[1]
