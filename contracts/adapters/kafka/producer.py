@@ -36,6 +36,7 @@ class Producer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._topics: set[str] = set()
+        self._partitions: dict[str, int] = {}
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
@@ -107,8 +108,8 @@ class Producer:
             self._topics.add(topic)
         try:
             future: asyncio.Future[Any] = await self._live.send(topic, value, key, partition, headers=headers)
-        except AssertionError as exc:  # how the library says "unrecognised partition"
-            msg = f"{topic} has no partition {partition}"
+        except AssertionError as exc:  # how the library says "unrecognised partition", or that there is nothing to send
+            msg = f"{topic} has no partition {partition}, or the record has neither value nor key"
             raise TopicMissing(msg) from exc
         except FAILURES as exc:
             raise translate(exc, f"publishing to {topic}") from exc
@@ -122,6 +123,8 @@ class Producer:
         Costs about half of as many `send` calls: one future and one pass for a whole batch. Returns the last batch's
         acknowledgement, None for no records. Errors as in `send`; after one, any number of them may have arrived.
         """
+        if partition >= self._partitions.get(topic, 0):
+            await self._check_partition(topic, partition)
         acks: list[asyncio.Future[Any]] = []
         position = 0
         try:
@@ -144,6 +147,24 @@ class Producer:
         if not done:
             return None
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
+
+    async def _check_partition(self, topic: str, partition: int) -> None:
+        """Raise TopicMissing for a partition that is not there: its batch would wait for a leader, and fail all others
+        that wait with it when the producer is rebuilt for its sake.
+        """
+        count = await self.partitions(topic)
+        if partition >= count:  # or what we know of the topic is older than its last partition
+            try:
+                await asyncio.wait_for(
+                    self._live.client.force_metadata_update(), self._settings.request_timeout_seconds
+                )
+            except FAILURES as exc:
+                raise translate(exc, topic) from exc
+            count = await self.partitions(topic)
+        self._partitions[topic] = count
+        if partition >= count:
+            msg = f"{topic} has no partition {partition}"
+            raise TopicMissing(msg)
 
     async def send_and_wait(
         self,

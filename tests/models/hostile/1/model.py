@@ -1,0 +1,48 @@
+"""A model whose rows may ask for trouble: what becomes of a worker then is what the tests look at.
+
+The first column says what a row does; 0 is a good row, answered with the sum of its other columns.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP = range(9)
+LEAK_BYTES: Final = 64 * 1024 * 1024
+
+
+class Hostile:
+    """The handler that `model.yaml` names."""
+
+    def __init__(self) -> None:
+        self._leaked: list[NDArray[np.uint8]] = []
+
+    def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Sum up the rows, or do what one of them asks for."""
+        rows = inputs["row"]
+        wishes = set(rows[:, 0].astype(int).tolist())
+        self._misbehave(wishes)
+        total = rows[:, 1:].sum(axis=1, keepdims=True, dtype=np.float32)
+        return {"sum": total[:-1] if TOO_FEW in wishes else total}
+
+    def _misbehave(self, wishes: set[int]) -> None:
+        if RAISE in wishes:
+            raise ValueError("this row is not to my liking")
+        if HANG in wishes:
+            threading.Event().wait()
+        if LEAK in wishes:
+            self._leaked.append(np.ones(LEAK_BYTES, np.uint8))
+        if EXIT in wishes:
+            os._exit(7)
+        if KILL in wishes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if NO_MEMORY in wishes:
+            raise MemoryError
+        if GIVE_UP in wishes:
+            raise SystemExit(3)
