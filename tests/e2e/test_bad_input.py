@@ -20,6 +20,9 @@ from contracts.tensors import Tensor
 from tests.e2e.hostile_kit import (
     EXIT,
     GIVE_UP,
+    HANG,
+    KILL,
+    LEAK,
     NO_MEMORY,
     PARTITIONS,
     RAISE,
@@ -34,7 +37,11 @@ from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
 
-SETTINGS = {"HEADRACE_KAFKA__REQUEST_TIMEOUT_SECONDS": "3"}  # how long a topic that does not exist is looked for
+SETTINGS = {
+    "HEADRACE_KAFKA__REQUEST_TIMEOUT_SECONDS": "3",  # how long a topic that does not exist is looked for
+    "HEADRACE_WORKER__WATCHDOG_SECONDS": "1",
+    "HEADRACE_WORKER__ENGINE_MEMORY_MIB": "400",
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -185,6 +192,34 @@ async def test_a_model_that_runs_out_of_memory_says_so(fleet: Fleet) -> None:
     assert response.status is Status.INTERNAL
     assert response.error is not None
     assert response.error.retryable
+
+
+@pytest.mark.parametrize("wish", [EXIT, KILL, HANG], ids=["os._exit", "SIGKILL", "a hang"])
+async def test_a_row_that_takes_the_engine_down_is_put_aside_and_its_neighbours_are_answered(
+    wish: int, fleet: Fleet
+) -> None:
+    before = await fleet.metric("headrace_engine_restarts_total")
+    async with fleet.traffic():
+        name = await fleet.publish(body(wish), {})
+        response = await fleet.response_to(name, 40.0)
+    assert response.status is Status.POISON
+    assert response.error is not None
+    assert "2 times alone" in response.error.message or "3 times alone" in response.error.message
+    assert (await fleet.letter_of(name)).value == body(wish)
+    assert await fleet.metric("headrace_engine_restarts_total") == before + 3
+
+
+async def test_an_engine_that_leaks_is_replaced_between_two_batches(fleet: Fleet) -> None:
+    before = await fleet.metric("headrace_engine_kills_total", reason="memory")
+    async with fleet.traffic():
+        for _ in range(8):  # 64 MiB each
+            assert (await fleet.response_to(await fleet.publish(body(LEAK), {}))).status is Status.OK
+
+        async def was_replaced() -> bool:
+            return await fleet.metric("headrace_engine_kills_total", reason="memory") > before
+
+        await wait_until(was_replaced, "the engine was not replaced")
+    await fleet.good()
 
 
 async def test_a_burst_of_a_hundred_thousand_tiny_requests_is_answered(fleet: Fleet) -> None:

@@ -51,6 +51,11 @@ class BatchQueue:
         self.rows -= sum(delivery.rows for delivery in group)
         return group
 
+    @property
+    def is_suspect_next(self) -> bool:
+        """Whether the next group must have the engine to itself."""
+        return bool(self._groups) and self._groups[0][0].is_suspect
+
     def oldest_key(self) -> Hashable:
         """The key whose head has waited longest; the queue must not be empty of ordinary deliveries."""
         if len(self._queues) == 1:

@@ -38,6 +38,12 @@ class _InFlight(NamedTuple):
     deliveries: list[Delivery]
     rows: int
     cut: str
+    number: int
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing may run beside it."""
+        return self.deliveries[0].is_suspect
 
 
 class Batcher:
@@ -74,6 +80,7 @@ class Batcher:
         self._cancelled = cancelled
         self._worker = worker
         self._in_flight: dict[int, _InFlight] = {}
+        self._launched = 0
         self._timer: asyncio.TimerHandle | None = None
         self.queue = BatchQueue()
         self.room = asyncio.Event()
@@ -89,6 +96,8 @@ class Batcher:
     def pump(self) -> None:
         """Launch what can be launched now."""
         while len(self._in_flight) < DEPTH and self.queue and self._pool.free:
+            if self._in_flight and (self.queue.is_suspect_next or self._runs_alone()):
+                break
             if not (self._publisher.has_room and self._may_launch()):
                 break
             taken = self._next()
@@ -98,6 +107,14 @@ class Batcher:
             if deliveries:
                 self._launch(deliveries, reason)
         self._tell_room()
+
+    def _runs_alone(self) -> bool:
+        return any(flight.is_alone for flight in self._in_flight.values())
+
+    @property
+    def running(self) -> int | None:
+        """The number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
+        return next((flight.number for flight in self._in_flight.values()), None)
 
     def _tell_room(self) -> None:
         limit = self._spec.max_queue_rows
@@ -159,7 +176,8 @@ class Batcher:
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
-        self._in_flight[slot] = _InFlight(deliveries, rows, reason)
+        self._launched += 1
+        self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._send(Batch(slot, sequence, 0, rows, regions, deliveries[0].parameters))
@@ -246,12 +264,20 @@ class Batcher:
             if not self._is_trusted():
                 _drop(flight.deliveries)
                 continue
-            suspects = [d for d in flight.deliveries if not isolate.is_poison(d.launches)]
-            self.queue.put_groups(isolate.singles(suspects))
             for delivery in flight.deliveries:
-                if isolate.is_poison(delivery.launches):
-                    text = f"the engine died {delivery.launches} times while it ran this request"
-                    self._responder.poison(delivery, text)
+                delivery.lost += 1
+                delivery.lost_alone += len(flight.deliveries) == len(flights) == 1
+            self._run_alone(flight.deliveries)
+
+    def _run_alone(self, deliveries: list[Delivery]) -> None:
+        """Queue suspects, each by itself, and put aside those that had their chances."""
+        guilty = [d for d in deliveries if isolate.is_poison(d.lost, d.lost_alone)]
+        self.queue.put_groups(isolate.singles([d for d in deliveries if d not in guilty]))
+        for delivery in guilty:
+            text = (
+                f"the engine ended {delivery.lost} times while it ran this request, {delivery.lost_alone} times alone"
+            )
+            self._responder.poison(delivery, text)
 
     def refuse_all(self, status: Status, message: str) -> None:
         """Answer everything that waits with an error."""

@@ -28,7 +28,8 @@ class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
-    given to an engine.
+    given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
+    was alone in there.
     """
 
     __slots__ = (
@@ -38,6 +39,8 @@ class Delivery:
         "inputs",
         "launched",
         "launches",
+        "lost",
+        "lost_alone",
         "origin",
         "parameters",
         "queued_us",
@@ -68,3 +71,10 @@ class Delivery:
         self.launched = 0.0
         self.batched_us = 0
         self.launches = 0
+        self.lost = 0
+        self.lost_alone = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it must run with nothing beside it."""
+        return self.lost > 0

@@ -11,6 +11,7 @@ BATCH_ROWS = telemetry.histogram(
 )
 COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
 QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.")
+ENGINE_KILLS = telemetry.counter("engine_kills", "Engines ended by their worker, by the reason.", "reason")
 ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that ended under this worker.")
 DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")

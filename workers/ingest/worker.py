@@ -37,6 +37,7 @@ from workers.ingest.settings import WorkerSettings
 from workers.ingest.tenure import Tenure
 from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
+from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 
@@ -92,6 +93,7 @@ class Worker:
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
         self._loops.spawn("grow", self._growth_loop(topic))
+        self._loops.spawn("watch", self._warden.watch_loop())
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
     async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:
@@ -125,6 +127,7 @@ class Worker:
         self._responder = Responder(self._publisher, key, prefix=prefix, worker=self._lease_id)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
+        self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
             self._reader,
@@ -197,6 +200,7 @@ class Worker:
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
+        self._warden.finished(done.compute_us / 1e6)
         self._batcher.done(done)
 
     def engine_failed(self, failed: Failed) -> None:
