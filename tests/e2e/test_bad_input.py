@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.codec import encode_request
+from contracts.dead_letters import parse_dead_letter
 from contracts.errors import InvalidRequest
 from contracts.messages import Status
 from contracts.tensors import Tensor
@@ -145,7 +146,8 @@ async def test_a_response_without_a_place_to_go_becomes_a_dead_letter(address: b
 
 async def test_a_reply_topic_that_does_not_exist_holds_nobody_up(fleet: Fleet) -> None:
     name = await fleet.publish(body(), {"re": b"headrace.replies.nowhere/0/x"})
-    await asyncio.wait_for(fleet.good(), 5.0)
+    async with asyncio.timeout(5.0):
+        await fleet.good()
     letter = await fleet.letter_of(name, 30.0)
     assert dict(letter.headers)["dead-reason"] == b"unroutable"
     await fleet.good()
@@ -176,6 +178,21 @@ async def test_a_model_that_raises_fails_only_the_row_that_made_it(wish: int, fl
             letter = await fleet.letter_of(name)
             assert dict(letter.headers)["dead-reason"] == b"poison"
             assert letter.value == body(wish)
+            assert letter.key == name.encode()
+            told = parse_dead_letter(letter.offset, letter.timestamp, letter.headers, letter.value)
+            assert told.source.startswith(f"{REQUESTS}/")
+            assert told.model == "hostile@1"
+            assert all((told.worker, told.token, told.host, told.time_ms))
+            assert "fails" in told.message or "failed" in told.message
+
+
+async def test_a_request_that_fills_a_record_is_put_aside_without_its_body_and_stops_nobody(fleet: Fleet) -> None:
+    async with fleet.traffic():
+        value = body(RAISE)[:-1] + bytes(1_048_576 - 400)
+        name = await fleet.publish(value, {"re": b"headrace.elsewhere/0/x"})
+        letter = await fleet.letter_of(name)
+    assert letter.value is None
+    assert dict(letter.headers)["dead-size"] == b"%d" % len(value)
 
 
 async def test_a_model_that_returns_too_few_rows_mixes_nobody_up(fleet: Fleet) -> None:

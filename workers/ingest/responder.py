@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from contracts import topics
+from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers
+from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
@@ -27,11 +29,16 @@ _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status
 class Responder:
     """Answers requests of one model version on behalf of one worker."""
 
-    def __init__(self, publisher: Publisher, key: ModelVersion, *, prefix: str, worker: str) -> None:
+    def __init__(
+        self, publisher: Publisher, key: ModelVersion, *, prefix: str, undertaker: Undertaker, clock: Clock
+    ) -> None:
+        """`undertaker` is what this worker's dead letters say about it."""
         self._publisher = publisher
         self._key = key
         self._prefix = prefix
-        self._worker = worker
+        self._worker = undertaker.worker
+        self._undertaker = undertaker
+        self._clock = clock
         self._dead_topic = topics.dead(prefix, key.model)
         self._succeeded = 0
         self.device = ""
@@ -60,7 +67,13 @@ class Responder:
 
     def poison(self, delivery: Delivery, message: str) -> None:
         """Put a request aside, then answer POISON."""
-        self._bury(delivery.origin, "poison", message, lambda _: self.fail(delivery, Status.POISON, message))
+        self._bury(
+            delivery.origin,
+            "poison",
+            message,
+            lambda _: self.fail(delivery, Status.POISON, message),
+            attempts=delivery.lost,
+        )
 
     def refuse(self, origin: Origin, error: RequestError) -> None:
         """Answer a record that never became a delivery. Without a reply address it is put aside instead."""
@@ -101,18 +114,38 @@ class Responder:
     def _settle(origin: Origin) -> Callable[[object], None]:
         return lambda _: origin.claim.answered(origin.record.offset)
 
-    def _bury(self, origin: Origin, reason: str, message: str, then: Callable[[object], None]) -> None:
+    def _bury(
+        self,
+        origin: Origin,
+        reason: Reason,
+        message: str,
+        then: Callable[[object], None],
+        *,
+        attempts: int = 0,
+    ) -> None:
         """Publish the record as it came to the dead-letter topic, with the reason, and go on when that is acknowledged.
 
         A dead-letter topic that does not exist must not stop the work: the loss is counted and the answer still sent.
         """
         metrics.DEAD_LETTERS.labels(reason).inc()
         record = origin.record
-        headers = [
-            *((name, value) for name, value in record.headers if not name.startswith("dead-")),
-            ("dead-reason", reason.encode()),
-            ("dead-message", message[:_MAX_REASON].encode()),
-            ("dead-source", f"{record.topic}/{record.partition}/{record.offset}".encode()),
-            ("dead-worker", self._worker.encode()),
-        ]
-        self._publisher.publish(self._dead_topic, 0, (record.value, headers), (then, None), (then, None))
+        headers = dead_headers(
+            record.headers,
+            self._undertaker,
+            reason=reason,
+            message=message,
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            time_ms=self._clock.unix_ms(),
+            attempts=attempts,
+        )
+        key = origin.request_id.encode()
+
+        def lost(_: object) -> None:
+            metrics.DEAD_LETTERS_LOST.inc()
+            then(None)
+
+        def cut(_: object) -> None:  # with these headers the body may be above what the broker takes
+            small = without_body(headers, len(record.value or b""))
+            self._publisher.publish(self._dead_topic, 0, (None, small, key), (then, None), (lost, None))
+
+        self._publisher.publish(self._dead_topic, 0, (record.value, headers, key), (then, None), (cut, None))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
+from contracts.dead_letters import Undertaker
 from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.pool import Lease
@@ -124,7 +126,8 @@ class Worker:
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._pump)
-        self._responder = Responder(self._publisher, key, prefix=prefix, worker=self._lease_id)
+        undertaker = Undertaker(str(key), model.digest, self._lease_id, self._token, socket.gethostname())
+        self._responder = Responder(self._publisher, key, prefix=prefix, undertaker=undertaker, clock=self._clock)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
         self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)

@@ -131,8 +131,9 @@ class Producer:
             while position < len(records):
                 builder = self._live.create_batch()
                 taken = position
-                for value, headers in records[position:] if position else records:
-                    if builder.append(timestamp=None, key=None, value=value, headers=headers) is None:
+                for record in records[position:] if position else records:
+                    key = record[2] if len(record) > 2 else None  # noqa: PLR2004 - most have none
+                    if builder.append(timestamp=None, key=key, value=record[0], headers=record[1]) is None:
                         break
                     taken += 1
                 position = taken  # at least one further: a batch takes its first record whatever its size
@@ -155,9 +156,8 @@ class Producer:
         count = await self.partitions(topic)
         if partition >= count:  # or what we know of the topic is older than its last partition
             try:
-                await asyncio.wait_for(
-                    self._live.client.force_metadata_update(), self._settings.request_timeout_seconds
-                )
+                async with asyncio.timeout(self._settings.request_timeout_seconds):
+                    await self._live.client.force_metadata_update()
             except FAILURES as exc:
                 raise translate(exc, topic) from exc
             count = await self.partitions(topic)
