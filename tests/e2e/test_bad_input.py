@@ -23,6 +23,7 @@ from tests.e2e.hostile_kit import (
     GIVE_UP,
     HANG,
     KILL,
+    KILL_WORKER,
     LEAK,
     NO_MEMORY,
     PARTITIONS,
@@ -224,6 +225,18 @@ async def test_a_row_that_takes_the_engine_down_is_put_aside_and_its_neighbours_
     assert "2 times alone" in response.error.message or "3 times alone" in response.error.message
     assert (await fleet.letter_of(name)).value == body(wish)
     assert await fleet.metric("headrace_engine_restarts_total") == before + 3
+
+
+async def test_a_row_that_takes_the_whole_worker_down_is_put_aside_by_the_third_after_it(fleet: Fleet) -> None:
+    async with fleet.traffic():
+        name = await fleet.publish(body(KILL_WORKER), {})
+        response = await fleet.response_to(name, 60.0)
+    assert response.status is Status.POISON
+    letter = await fleet.letter_of(name)
+    assert dict(letter.headers)["dead-attempts"] == b"3"
+    assert b"3 workers ended" in dict(letter.headers)["dead-message"]
+    assert letter.value == body(KILL_WORKER)
+    await fleet.good()
 
 
 async def test_an_engine_that_leaks_is_replaced_between_two_batches(fleet: Fleet) -> None:

@@ -52,9 +52,11 @@ class BatchQueue:
         return group
 
     @property
-    def is_suspect_next(self) -> bool:
-        """Whether the next group must have the engine to itself."""
-        return bool(self._groups) and self._groups[0][0].is_suspect
+    def next_suspect(self) -> Delivery | None:
+        """The suspect that is next and must have the engine to itself; None when something else is next."""
+        if self._groups and self._groups[0][0].is_suspect:
+            return self._groups[0][0]
+        return None
 
     def oldest_key(self) -> Hashable:
         """The key whose head has waited longest; the queue must not be empty of ordinary deliveries."""

@@ -24,6 +24,7 @@ from workers.ingest.delivery import Delivery
 from workers.ingest.policy import DEPTH, Cut, Wait, decide
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
+from workers.ingest.suspects import Suspects
 from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed, Region
 from workers.slots import SlotFile, SlotPool, align
@@ -61,6 +62,7 @@ class Batcher:
         may_launch: Callable[[], bool],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
+        suspects: Suspects,
         worker: str,
     ) -> None:
         """`may_launch` is asked before every launch: engine ready, lease trusted.
@@ -78,6 +80,7 @@ class Batcher:
         self._may_launch = may_launch
         self._is_trusted = is_trusted
         self._cancelled = cancelled
+        self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, _InFlight] = {}
         self._launched = 0
@@ -96,9 +99,7 @@ class Batcher:
     def pump(self) -> None:
         """Launch what can be launched now."""
         while len(self._in_flight) < DEPTH and self.queue and self._pool.free:
-            if self._in_flight and (self.queue.is_suspect_next or self._runs_alone()):
-                break
-            if not (self._publisher.has_room and self._may_launch()):
+            if not (self._publisher.has_room and self._may_launch()) or self._must_wait_for_suspect():
                 break
             taken = self._next()
             if taken is None:
@@ -108,13 +109,27 @@ class Batcher:
                 self._launch(deliveries, reason)
         self._tell_room()
 
-    def _runs_alone(self) -> bool:
-        return any(flight.is_alone for flight in self._in_flight.values())
+    def _must_wait_for_suspect(self) -> bool:
+        """Nothing runs beside a suspect, and no suspect runs before its launch is journaled."""
+        suspect = self.queue.next_suspect
+        if suspect is None:
+            return any(flight.is_alone for flight in self._in_flight.values())
+        return bool(self._in_flight) or not self._suspects.may_launch(suspect)
 
     @property
     def running(self) -> int | None:
         """The number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
         return next((flight.number for flight in self._in_flight.values()), None)
+
+    @property
+    def in_flight(self) -> list[Delivery]:
+        """What the engine has."""
+        return [delivery for flight in self._in_flight.values() for delivery in flight.deliveries]
+
+    def run_alone(self, delivery: Delivery) -> None:
+        """Run a suspect before anything else."""
+        self.queue.put_groups([[delivery]])
+        self.pump()
 
     def _tell_room(self) -> None:
         limit = self._spec.max_queue_rows
@@ -180,6 +195,7 @@ class Batcher:
         self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
+        self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
         self._send(Batch(slot, sequence, 0, rows, regions, deliveries[0].parameters))
 
     def _fill(self, region: memoryview, deliveries: Sequence[Delivery]) -> tuple[Region, ...]:
@@ -238,6 +254,8 @@ class Batcher:
             )
             succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
         self._responder.count_successes()
+        if flight.is_alone:
+            self._suspects.settled(flight.deliveries[0])
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
@@ -247,12 +265,14 @@ class Batcher:
         self._pool.release(failed.slot)
         deliveries = flight.deliveries
         if not self._is_trusted():
-            _drop(deliveries)
+            self._drop(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
         elif failed.kind == "error":
+            self._suspects.settled(deliveries[0])
             self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
         else:
+            self._suspects.settled(deliveries[0])
             self._responder.fail(deliveries[0], Status.INTERNAL, failed.message, retryable=failed.kind == "memory")
         self.pump()
 
@@ -262,11 +282,9 @@ class Batcher:
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():
-                _drop(flight.deliveries)
+                self._drop(flight.deliveries)
                 continue
-            for delivery in flight.deliveries:
-                delivery.lost += 1
-                delivery.lost_alone += len(flight.deliveries) == len(flights) == 1
+            self._suspects.lost(flight.deliveries, is_alone=len(flight.deliveries) == len(flights) == 1)
             self._run_alone(flight.deliveries)
 
     def _run_alone(self, deliveries: list[Delivery]) -> None:
@@ -285,21 +303,20 @@ class Batcher:
             self._responder.fail(delivery, status, message, retryable=True)
         self._tell_room()
 
+    def _drop(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._suspects.dropped(delivery)
+            delivery.origin.claim.dropped()
+
     def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
-        for delivery in self.queue.remove(unwanted):
-            delivery.origin.claim.dropped()
+        self._drop(self.queue.remove(unwanted))
         self._tell_room()
 
     def stop(self) -> None:
         """Cut no further batch."""
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _drop(deliveries: Sequence[Delivery]) -> None:
-    for delivery in deliveries:
-        delivery.origin.claim.dropped()
 
 
 class _Output:

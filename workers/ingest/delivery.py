@@ -29,7 +29,7 @@ class Delivery:
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
-    was alone in there.
+    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care.
     """
 
     __slots__ = (
@@ -37,6 +37,8 @@ class Delivery:
         "batched_us",
         "deadline",
         "inputs",
+        "is_journaled",
+        "is_watched",
         "launched",
         "launches",
         "lost",
@@ -73,8 +75,10 @@ class Delivery:
         self.launches = 0
         self.lost = 0
         self.lost_alone = 0
+        self.is_journaled = False
+        self.is_watched = False
 
     @property
     def is_suspect(self) -> bool:
         """Whether it must run with nothing beside it."""
-        return self.lost > 0
+        return self.lost > 0 or self.is_watched

@@ -22,9 +22,12 @@ from workers.ingest.claim import Claim
 from workers.ingest.intake import Intake
 from workers.ingest.offsets import Arrival
 from workers.ingest.settings import WorkerGroup
+from workers.ingest.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
+CAREFUL_CLAIMS = 3
+"""A partition that was begun so often without getting on has something in it that ends workers."""
 _POLL_MS = 200
 _RETRY_SECONDS = 0.5
 
@@ -42,6 +45,7 @@ class Drain:
         clock: Clock,
         settings: WorkerGroup,
         may_take: Callable[[], bool],
+        suspects: Suspects,
     ) -> None:
         """`may_take` is asked before every poll: lease trusted."""
         self.topic = topic
@@ -51,6 +55,8 @@ class Drain:
         self._clock = clock
         self._settings = settings
         self._may_take = may_take
+        self._journal = suspects.journal
+        self._suspects = suspects
         self._claims: dict[Partition, Claim] = {}
         self._claimed = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -82,14 +88,22 @@ class Drain:
         if not fresh:
             return
         starts = await self._starts(fresh)
-        for partition, start in starts.items():
-            self._claims[partition] = Claim(partition, start)
+        waits = {p.partition: (start, start < end) for p, (start, end) in starts.items()}
+        pasts = await self._journal.claim(self.topic, waits)
+        for partition, (start, _) in starts.items():
+            past = pasts[partition.partition]
+            careful = start + self._settings.poll_records if past.claims >= CAREFUL_CLAIMS else 0
+            if careful or past.suspects:
+                log.warning("%s/%d: %d suspects, begun %d times", *partition, len(past.suspects), past.claims)
+            self._claims[partition] = Claim(
+                partition, start, suspects=past.suspects, careful_until=careful, claims=past.claims
+            )
             self._reader.begin(partition, start)
         self._claimed.set()
         metrics.PARTITIONS.set(len(self._claims))
 
-    async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where to begin: the committed offset if the log still has it, else the log's start."""
+    async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+        """Where to begin: the committed offset if the log still has it, else the log's start; and the log's end."""
         committed = await self._reader.committed(partitions)
         bounds = await self._reader.bounds(partitions)
         starts = {}
@@ -102,7 +116,7 @@ class Drain:
                 log.error(
                     "%s/%d: committed offset %d is beyond the end %d; reading from the start", *partition, at, end
                 )
-            starts[partition] = at if at is not None and first <= at <= end else first
+            starts[partition] = (at if at is not None and first <= at <= end else first), end
         return starts
 
     async def give(self, numbers: Iterable[int]) -> frozenset[int]:
@@ -120,6 +134,8 @@ class Drain:
         except TimeoutError:
             log.warning("%s: handing over with %d requests still running", self.topic, sum(c.open for c in claims))
         await self.commit(self._settings.handover_commit_seconds, final=True)
+        for claim in claims:
+            self._note_progress(claim)  # it was not what ended us
         for partition in giving:
             self._claims.pop(partition, None)
         metrics.PARTITIONS.set(len(self._claims))
@@ -190,9 +206,13 @@ class Drain:
 
     def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
+        is_wary = claim.is_wary
         for record in records:
             arrival = tracker.receive(record.offset)
             if arrival is Arrival.NEXT:
+                if is_wary and claim.is_suspect(record.offset):
+                    self._suspects.put(claim, record)
+                    continue
                 delivery = take(claim, record)
                 if delivery is not None:
                     put(delivery)
@@ -206,7 +226,7 @@ class Drain:
         """The log's bounds moved past a position (retention, a restored log): begin these claims anew."""
         mine = [partition for partition in partitions if partition in self._claims]
         starts = await self._starts(mine)
-        for partition, start in starts.items():
+        for partition, (start, _) in starts.items():
             log.error("%s/%d: position lost, starting again at %d", *partition, start)
             claim = self._claims[partition]
             if not claim.giving:
@@ -245,4 +265,10 @@ class Drain:
                 claim = self._claims.get(partition)
                 if claim is not None:
                     claim.tracker.commit_succeeded(offset)
+                    self._note_progress(claim)
             return True
+
+    def _note_progress(self, claim: Claim) -> None:
+        if claim.claims:
+            claim.claims = 0
+            self._journal.progressed(self.topic, claim.partition.partition)

@@ -75,6 +75,11 @@ class Responder:
             attempts=delivery.lost,
         )
 
+    def condemn(self, origin: Origin, message: str, attempts: int) -> None:
+        """Put a record aside that nobody dares to decode, then answer POISON if it says where."""
+        body = self._error_body(origin, message, Receipt(), retryable=False)
+        self._bury(origin, "poison", message, lambda _: self._reply(origin, Status.POISON, body), attempts=attempts)
+
     def refuse(self, origin: Origin, error: RequestError) -> None:
         """Answer a record that never became a delivery. Without a reply address it is put aside instead."""
         status = status_of(error)

@@ -17,6 +17,7 @@ from typing import Any
 from contracts import topics
 from contracts.adapters.assignments import Assignments
 from contracts.adapters.cancels import Cancels
+from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer, Reader
 from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
@@ -36,6 +37,7 @@ from workers.ingest.intake import Intake
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
+from workers.ingest.suspects import Suspects
 from workers.ingest.tenure import Tenure
 from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
@@ -81,7 +83,7 @@ class Worker:
         self._reader = Reader(settings.kafka, topics.commit_group(settings.kafka.prefix, key.model, key.version))
         self._wire(lease, model)
         self._started = True
-        await asyncio.gather(self._producer.open(), self._reader.open(), self._link.start())
+        await asyncio.gather(self._producer.open(), self._reader.open(), self._journal.open(), self._link.start())
         try:
             await self._wait_for_engine()
         except ModelLoadError as exc:
@@ -96,6 +98,9 @@ class Worker:
         self._loops.spawn("events", self._tenure.event_loop())
         self._loops.spawn("grow", self._growth_loop(topic))
         self._loops.spawn("watch", self._warden.watch_loop())
+        self._loops.spawn("clear", self._suspects.clear_loop(self._pump))
+        self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
+        self._loops.spawn("journal", self._suspects.keep_loop())
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
     async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:
@@ -128,17 +133,21 @@ class Worker:
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._pump)
         undertaker = Undertaker(str(key), model.digest, self._lease_id, self._token, socket.gethostname())
         self._responder = Responder(self._publisher, key, prefix=prefix, undertaker=undertaker, clock=self._clock)
+        self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
+        self._suspects = Suspects(self._journal, lambda: self._tenure.is_trusted)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
+        self._intake = Intake(key, Validator(spec), self._responder, self._clock, broker_time)
         self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
             self._reader,
-            intake=Intake(key, Validator(spec), self._responder, self._clock, broker_time),
+            intake=self._intake,
             batcher=self._batcher,
             clock=self._clock,
             settings=self._settings.worker,
             may_take=lambda: self._tenure.is_trusted,
+            suspects=self._suspects,
         )
         self._tenure = Tenure(
             self._lease_id,
@@ -163,6 +172,7 @@ class Worker:
             may_launch=lambda: self._link.is_ready and self._tenure.is_trusted,
             is_trusted=lambda: self._tenure.is_trusted,
             cancelled=self._tombstones,
+            suspects=self._suspects,
             worker=self._lease_id,
         )
 
@@ -243,6 +253,7 @@ class Worker:
             await self._tenure.stop()
             await self._publisher.stop()
             self._batcher.stop()
+            await self._suspects.stop(self._batcher.in_flight)
             await self._link.stop()
             await asyncio.gather(self._reader.close(), self._producer.close())
             self._slots.close()

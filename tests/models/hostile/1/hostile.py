@@ -5,15 +5,18 @@ The first column says what a row does; 0 is a good row, answered with the sum of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP = range(9)
+GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER = range(10)
 LEAK_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -44,5 +47,18 @@ class Hostile:
             os.kill(os.getpid(), signal.SIGKILL)
         if NO_MEMORY in wishes:
             raise MemoryError
+        if KILL_WORKER in wishes:
+            kill_worker()
         if GIVE_UP in wishes:
             raise SystemExit(3)
+
+
+def kill_worker() -> None:
+    """SIGKILL to both processes of this worker, as a crash of the container would."""
+    lease = sys.argv[sys.argv.index("--lease") + 1]
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = entry.joinpath("cmdline").read_text().split("\0")
+            if "workers.ingest" in words and lease in words:
+                os.kill(int(entry.name), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
