@@ -133,6 +133,9 @@ def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | No
 
     `ttl_ms` None keeps the time to live that the request was given first; `version` replaces the one that it names.
     """
+    first = dict(letter.headers).get("retry-ttl", b"")  # a retry carries only what was left of its time to live
+    if ttl_ms is None and first.isdigit():
+        ttl_ms = int(first)
     replaced = {"attempt", REDRIVEN} | ({"ttl"} if ttl_ms is not None else set())
     kept = []
     for name, value in letter.headers:

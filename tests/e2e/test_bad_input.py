@@ -6,6 +6,7 @@ One stack for all; each case stands between good requests, all of which must be 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import msgpack
@@ -30,6 +31,7 @@ from tests.e2e.hostile_kit import (
     RAISE,
     REPLIES,
     REQUESTS,
+    SHORT,
     TOO_FEW,
     Fleet,
     body,
@@ -43,6 +45,7 @@ SETTINGS = {
     "HEADRACE_KAFKA__REQUEST_TIMEOUT_SECONDS": "3",  # how long a topic that does not exist is looked for
     "HEADRACE_WORKER__WATCHDOG_SECONDS": "1",
     "HEADRACE_WORKER__ENGINE_MEMORY_MIB": "400",
+    "HEADRACE_WORKER__RETRY_DELAYS_SECONDS": "[0.5, 0.6, 0.7]",
 }
 
 
@@ -204,12 +207,31 @@ async def test_a_model_that_returns_too_few_rows_mixes_nobody_up(fleet: Fleet) -
     assert "shape" in response.error.message
 
 
-async def test_a_model_that_runs_out_of_memory_says_so(fleet: Fleet) -> None:
+async def test_a_request_that_never_fits_into_memory_is_answered_after_its_attempts(fleet: Fleet) -> None:
+    before = await fleet.metric("headrace_worker_retries_total", reason="memory")
     async with fleet.traffic():
         response = await fleet.response_to(await fleet.publish(body(NO_MEMORY), {}))
     assert response.status is Status.INTERNAL
     assert response.error is not None
     assert response.error.retryable
+    assert response.receipt.attempt == 4
+    assert await fleet.metric("headrace_worker_retries_total", reason="memory") == before + 3
+
+
+async def test_a_request_that_fits_into_memory_later_is_answered_then_and_not_before(fleet: Fleet) -> None:
+    async with fleet.traffic():
+        started = time.monotonic()
+        response = await fleet.response_to(await fleet.publish(body(SHORT, 7.0), {}))
+    assert response.status is Status.OK
+    assert response["sum"].to_numpy().item() == 7.0
+    assert response.receipt.attempt == 2
+    assert time.monotonic() - started >= 0.5
+
+
+async def test_a_retry_that_would_come_after_the_deadline_is_not_made(fleet: Fleet) -> None:
+    response = await fleet.response_to(await fleet.publish(body(NO_MEMORY), {"ttl": b"400"}))
+    assert response.status is Status.INTERNAL
+    assert response.receipt.attempt == 1
 
 
 @pytest.mark.parametrize("wish", [EXIT, KILL, HANG], ids=["os._exit", "SIGKILL", "a hang"])

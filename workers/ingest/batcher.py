@@ -271,9 +271,15 @@ class Batcher:
         elif failed.kind == "error":
             self._suspects.settled(deliveries[0])
             self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
+        elif failed.kind == "memory" and deliveries[0].memory_failures == 0:
+            deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
+            self.queue.put_groups([deliveries])
         else:
             self._suspects.settled(deliveries[0])
-            self._responder.fail(deliveries[0], Status.INTERNAL, failed.message, retryable=failed.kind == "memory")
+            if failed.kind == "memory":
+                self._responder.retry(deliveries[0], "memory", failed.message)
+            else:
+                self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
         self.pump()
 
     def engine_lost(self) -> None:

@@ -43,6 +43,7 @@ class Delivery:
         "launches",
         "lost",
         "lost_alone",
+        "memory_failures",
         "origin",
         "parameters",
         "queued_us",
@@ -75,6 +76,7 @@ class Delivery:
         self.launches = 0
         self.lost = 0
         self.lost_alone = 0
+        self.memory_failures = 0
         self.is_journaled = False
         self.is_watched = False
 

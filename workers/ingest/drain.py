@@ -19,6 +19,7 @@ from contracts.service import Deadline
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
 from workers.ingest.claim import Claim
+from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.offsets import Arrival
 from workers.ingest.settings import WorkerGroup
@@ -35,7 +36,7 @@ _RETRY_SECONDS = 0.5
 class Drain:
     """The partitions of one request topic that this worker owns."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it joins
         self,
         topic: str,
         reader: Reader,
@@ -46,8 +47,9 @@ class Drain:
         settings: WorkerGroup,
         may_take: Callable[[], bool],
         suspects: Suspects,
+        forwarder: Forwarder,
     ) -> None:
-        """`may_take` is asked before every poll: lease trusted."""
+        """`may_take` is asked before every poll: lease trusted. `forwarder` works while partition 0 is ours."""
         self.topic = topic
         self._reader = reader
         self._intake = intake
@@ -55,6 +57,7 @@ class Drain:
         self._clock = clock
         self._settings = settings
         self._may_take = may_take
+        self._forwarder = forwarder
         self._journal = suspects.journal
         self._suspects = suspects
         self._claims: dict[Partition, Claim] = {}
@@ -99,6 +102,8 @@ class Drain:
                 partition, start, suspects=past.suspects, careful_until=careful, claims=past.claims
             )
             self._reader.begin(partition, start)
+        if any(partition.partition == 0 for partition in starts):
+            self._forwarder.take()
         self._claimed.set()
         metrics.PARTITIONS.set(len(self._claims))
 
@@ -126,6 +131,8 @@ class Drain:
             return frozenset()
         claims = {self._claims[partition] for partition in giving}
         self._silence(claims)
+        if any(partition.partition == 0 for partition in giving):
+            await self._forwarder.give()
         deadline = Deadline(self._settings.handover_drain_seconds, self._clock)
         settled = asyncio.gather(*(claim.settle() for claim in claims))
         try:

@@ -6,7 +6,7 @@ letter is acknowledged before its response is published, so that no request ends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from contracts import topics
 from contracts.clock import Clock
@@ -15,6 +15,7 @@ from contracts.dead_letters import Reason, Undertaker, dead_headers, without_bod
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
+from contracts.retries import DELAYS_SECONDS, next_delay, retry_headers
 from contracts.tensors import Tensor
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin
@@ -30,7 +31,14 @@ class Responder:
     """Answers requests of one model version on behalf of one worker."""
 
     def __init__(
-        self, publisher: Publisher, key: ModelVersion, *, prefix: str, undertaker: Undertaker, clock: Clock
+        self,
+        publisher: Publisher,
+        key: ModelVersion,
+        *,
+        prefix: str,
+        undertaker: Undertaker,
+        clock: Clock,
+        retry_delays: Sequence[float] = DELAYS_SECONDS,
     ) -> None:
         """`undertaker` is what this worker's dead letters say about it."""
         self._publisher = publisher
@@ -39,6 +47,8 @@ class Responder:
         self._worker = undertaker.worker
         self._undertaker = undertaker
         self._clock = clock
+        self._retry_topic = topics.retry(prefix, key.model, key.version)
+        self._retry_delays = retry_delays
         self._dead_topic = topics.dead(prefix, key.model)
         self._succeeded = 0
         self.device = ""
@@ -64,6 +74,36 @@ class Responder:
         timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
         _counters[status].inc()
         self._reply(delivery.origin, status, self._error_body(delivery.origin, message, timing, retryable=retryable))
+
+    def retry(self, delivery: Delivery, reason: str, message: str) -> None:
+        """Put a request off that failed for a reason that passes; answer INTERNAL when it has had its attempts or has
+        no time for another one.
+        """
+        origin = delivery.origin
+        left = delivery.deadline - self._clock.monotonic()
+        delay = next_delay(origin.attempt, left, self._retry_delays)
+        if delay is None:
+            self.fail(delivery, Status.INTERNAL, message, retryable=True)
+            return
+        record = origin.record
+        headers = retry_headers(
+            record.headers,
+            attempt=origin.attempt,
+            left_ms=int(left * 1000),
+            reason=reason,
+            message=message,
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            first_ms=record.timestamp,
+        )
+        metrics.RETRIES.labels(reason).inc()
+        copy = (record.value, headers, record.key or origin.request_id.encode())
+        self._publisher.publish(
+            self._retry_topic,
+            delay,
+            copy,
+            (origin.claim.answered, record.offset),
+            (lambda _: self.fail(delivery, Status.INTERNAL, message, retryable=True), None),
+        )
 
     def poison(self, delivery: Delivery, message: str) -> None:
         """Put a request aside, then answer POISON."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from contracts.retries import DELAYS_SECONDS
 from contracts.settings import Group, HeadraceSettings, LeaseSettings, register_settings
 
 
@@ -31,6 +32,8 @@ class WorkerGroup(Group):
     engine_memory_mib: Annotated[int | None, Field(ge=64)] = None
     """An engine whose resident memory exceeds this is replaced between two batches; unset, only the kernel's limit
     holds. For models that leak."""
+    retry_delays_seconds: tuple[float, float, float] = DELAYS_SECONDS
+    """Before the second, third and fourth attempt of a request that failed for a reason that passes."""
     metrics_port: Annotated[int | None, Field(ge=0, le=65535)] = None
     """Serve /metrics on this loopback port (0: any free one); unset serves none."""
 

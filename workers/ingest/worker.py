@@ -33,6 +33,7 @@ from workers.ingest.batcher import Batcher
 from workers.ingest.broker_time import BrokerTime
 from workers.ingest.drain import Drain
 from workers.ingest.engine_link import EngineLink
+from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
@@ -100,6 +101,7 @@ class Worker:
         self._loops.spawn("watch", self._warden.watch_loop())
         self._loops.spawn("clear", self._suspects.clear_loop(self._pump))
         self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
+        self._loops.spawn("forward", self._forwarder.loop())
         self._loops.spawn("journal", self._suspects.keep_loop())
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
@@ -132,12 +134,20 @@ class Worker:
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._pump)
         undertaker = Undertaker(str(key), model.digest, self._lease_id, self._token, socket.gethostname())
-        self._responder = Responder(self._publisher, key, prefix=prefix, undertaker=undertaker, clock=self._clock)
+        self._responder = Responder(
+            self._publisher,
+            key,
+            prefix=prefix,
+            undertaker=undertaker,
+            clock=self._clock,
+            retry_delays=self._settings.worker.retry_delays_seconds,
+        )
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
         self._suspects = Suspects(self._journal, lambda: self._tenure.is_trusted)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
         self._intake = Intake(key, Validator(spec), self._responder, self._clock, broker_time)
+        self._forwarder = self._build_forwarder(key, broker_time)
         self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
@@ -148,6 +158,7 @@ class Worker:
             settings=self._settings.worker,
             may_take=lambda: self._tenure.is_trusted,
             suspects=self._suspects,
+            forwarder=self._forwarder,
         )
         self._tenure = Tenure(
             self._lease_id,
@@ -160,6 +171,21 @@ class Worker:
             renewed=self._pump,
         )
         self._loops.spawn("cancels", self._tombstones.follow_loop())
+
+    def _build_forwarder(self, key: ModelVersion, broker_time: BrokerTime) -> Forwarder:
+        kafka = self._settings.kafka
+        group = topics.retry_group(kafka.prefix, key.model, key.version)
+        return Forwarder(
+            Desk(
+                topic=topics.retry(kafka.prefix, key.model, key.version),
+                requests=topics.requests(kafka.prefix, key.model, key.version),
+                delays_seconds=self._settings.worker.retry_delays_seconds,
+                open_reader=lambda: Reader(kafka, group),
+                producer=self._producer,
+                broker_time=broker_time,
+                is_trusted=lambda: self._tenure.is_trusted,
+            )
+        )
 
     def _build_batcher(self, model: RegisteredModel) -> Batcher:
         return Batcher(

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER = range(10)
+GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER, SHORT = range(11)
 LEAK_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -25,14 +25,23 @@ class Hostile:
 
     def __init__(self) -> None:
         self._leaked: list[NDArray[np.uint8]] = []
+        self._short: set[float] = set()
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Sum up the rows, or do what one of them asks for."""
         rows = inputs["row"]
         wishes = set(rows[:, 0].astype(int).tolist())
         self._misbehave(wishes)
+        if SHORT in wishes and len(rows) == 1:
+            self._run_short(float(rows[0, 1]))
         total = rows[:, 1:].sum(axis=1, keepdims=True, dtype=np.float32)
         return {"sum": total[:-1] if TOO_FEW in wishes else total}
+
+    def _run_short(self, value: float) -> None:
+        """Be out of memory for this value twice."""
+        if value + 0.5 not in self._short:
+            self._short.add(value + 0.5 if value in self._short else value)
+            raise MemoryError
 
     def _misbehave(self, wishes: set[int]) -> None:
         if RAISE in wishes:
