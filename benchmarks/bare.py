@@ -24,7 +24,7 @@ from workers.backends import new_backend
 from workers.backends.base import Backend, ModelContext
 
 _WARM_UP_CALLS = 5
-_LEAST_CALLS = 5
+_LEAST_CALLS = 8
 _thread_variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 

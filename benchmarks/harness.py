@@ -129,4 +129,6 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_text(part)}" for name, part in value.items())
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -234,13 +234,13 @@ def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]
 
     Raises InvalidRequest when the record is no response of a known protocol version.
     """
-    found = _collect(pairs)
+    found: dict[str, Any] = dict(pairs)  # a value that is null has no `decode`, which says it all below
     if found.get("v") != _wire:
         _check_wire_version(found.get("v"))
     try:
         name, token, status = found["id"].decode(), found["to"].decode(), _statuses[found["status"]]
         body = _response_decoder.decode(value or b"")
-    except (KeyError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as exc:
+    except (KeyError, AttributeError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as exc:
         msg = f"a record in the reply topic is no response: {type(exc).__name__}"
         raise InvalidRequest(msg) from exc
     response = Response(name, status, body.model, body.version, body.outputs, body.error, body.receipt, body.parameters)

@@ -15,7 +15,7 @@ names below. Who ends a thing deletes its keys in the same script; the keys of `
       :ev                           stream of changes, about 10 000
       :flights                      what the workers' engines hold: <lease>/<slot> → time|topic/partition:first-last;…
       :tries:<topic>/<partition>    launches lost by offset, and `claims` without progress; ttl a day
-    <prefix>:registry:{models, deployments, routes, rev}
+    <prefix>:registry:{models, deployments, routes, knobs, rev}
     <prefix>:inbox:{<inbox>}:<partition>                  token of the client that reads it; ttl
     <prefix>:cancels                stream of cancelled request ids; ttl of the longest lived
 """
@@ -35,7 +35,7 @@ _POOL_WITHOUT_TTL = (
     r"epoch|tok|leader|nodes|node:[^:]+(:devs|:leases)?|devs|dev:[^:]+(:leases)?|lease:[^:]+(:parts|:want)?|lexp|quar"
     r"|topics|part:[^:]+:(want|own|since)|tenant:[^:]+|demands|demand:[^:]+|ev|flights"
 )
-WITHOUT_TTL = re.compile(rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|rev))")
+WITHOUT_TTL = re.compile(rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|knobs|rev))")
 """Keys that may lack a ttl; a test that finds another one has found a leak."""
 
 

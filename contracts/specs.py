@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, NAME_PATTERN, ModelVersion
-from contracts.tensors import DATATYPES
+from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -57,15 +57,91 @@ class TensorSpec(Spec):
         return value
 
 
+class PaddingSpec(Spec):
+    """How batches are filled up to the sizes that a model is quick at. Results are cut back before they are sent."""
+
+    batch: bool = False
+    """Add rows up to the next of the batch sizes; they are computed and thrown away."""
+    length_buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Fill open dimensions of inputs up to one of these sizes, so that rows of different lengths share a batch. What is
+    longer than the last stays as it is."""
+    value: float = 0.0
+    """What is filled in; empty for BYTES."""
+    mask: str = ""
+    """An input of the model, [-1, -1], that the worker fills: 1 where a row has an element, 0 where it was filled up.
+    Requests leave it out."""
+    offsets: str = ""
+    """An input of the model, [-1], that the worker fills: the row at which each request of the batch begins, and the
+    end of the last. For models that treat the rows of a request as one ragged sequence. Requests leave it out."""
+
+    @field_validator("length_buckets")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
 class BatchingSpec(Spec):
-    """How requests are put together."""
+    """How requests are put together. What stands in Knobs can be changed while the model serves."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
     """Rows (not requests) in a batch, at most."""
-    max_batch_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
-    """How long a batch may wait for more rows while the engine is free; 0 never waits."""
+    max_request_rows: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    """Rows in a request, at most; by default max_batch_size. What is larger than a batch is run in parts."""
+    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = ()
+    """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
+    largest batch."""
+    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
+    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
+    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
+    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
+    By default 0, with an slo_ms a quarter of it and at most 10."""
     max_queue_rows: Annotated[int | None, Field(ge=1)] = None
-    """Rows queued before the partitions are paused; by default eight times max_batch_size."""
+    """Rows queued in a worker, at most; by default eight times max_batch_size."""
+    overflow: Literal["delay", "reject"] = "delay"
+    """With a full queue: leave further requests in the log, or answer them OVERLOADED at once."""
+    order: Literal["none", "per_key"] = "none"
+    """`per_key`: requests with the same record key run one after the other, in the order of the log."""
+    padding: PaddingSpec = PaddingSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BatchingSpec:
+        if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
+            msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def delay_seconds(self) -> float:
+        """How long a batch may wait for more rows while the engine is free."""
+        if self.max_batch_delay_ms is not None:
+            return self.max_batch_delay_ms / 1000
+        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
+
+
+class Knobs(Spec):
+    """Fields of a model's BatchingSpec that were set by hand while it serves; None leaves the model's own value."""
+
+    max_batch_size: Annotated[int | None, Field(ge=1, le=65536)] = None
+    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
+    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
+    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] | None = None
+    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
+    overflow: Literal["delay", "reject"] | None = None
+
+    def applied(self, batching: BatchingSpec) -> BatchingSpec:
+        """The spec with these knobs. Raises ConfigurationError when the two together make no sense.
+
+        max_batch_size may fall and rise again but not beyond the model's own: its slots were made for that.
+        """
+        changes = self.model_dump(exclude_none=True)
+        wanted = changes.get("max_batch_size", 0)
+        if wanted > batching.max_batch_size:
+            msg = f"max_batch_size {wanted} is above the model's own {batching.max_batch_size}: raise it in model.yaml"
+            raise ConfigurationError(msg)
+        try:
+            return BatchingSpec.model_validate({**batching.model_dump(), **changes})
+        except ValidationError as exc:
+            raise ConfigurationError(_describe(exc, "these knobs")) from exc
 
 
 class ModelSpec(Spec):
@@ -106,6 +182,38 @@ class ModelSpec(Spec):
             msg = "artefact must be a file in the version's own folder"
             raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_padded(self) -> ModelSpec:
+        padding, inputs = self.batching.padding, {tensor.name: tensor for tensor in self.inputs}
+        for role, name, rank in (("mask", padding.mask, 2), ("offsets", padding.offsets, 1)):
+            tensor = inputs.get(name)
+            if name and (tensor is None or tensor.shape != (-1,) * rank or tensor.datatype == BYTES):
+                msg = f"padding.{role} must name a numeric input of shape {[-1] * rank}, which {name!r} is not"
+                raise ValueError(msg)
+        if not self.request_inputs:
+            msg = "mask and offsets leave no input for requests"
+            raise ValueError(msg)
+        is_open = [tensor for tensor in self.request_inputs if -1 in tensor.shape[1:]]
+        if (padding.length_buckets or padding.mask) and not is_open:
+            msg = "padding.length_buckets and padding.mask need an input with an open dimension behind the first"
+            raise ValueError(msg)
+        if padding.length_buckets and any(tensor.datatype == BYTES for tensor in is_open):
+            msg = "padding.length_buckets cannot fill up BYTES"
+            raise ValueError(msg)
+        if padding.mask and not padding.length_buckets:
+            msg = "padding.mask goes with padding.length_buckets"
+            raise ValueError(msg)
+        if padding.offsets and padding.batch:
+            msg = "padding.offsets and padding.batch exclude each other: added rows would belong to no request"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def request_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a request carries: all but those that the worker fills."""
+        padding = self.batching.padding
+        return tuple(tensor for tensor in self.inputs if tensor.name not in (padding.mask, padding.offsets))
 
     @property
     def artefact_name(self) -> str:

@@ -56,7 +56,7 @@ _datatypes: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _numpy_ty
 _length = struct.Struct("<I")
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class Tensor(msgspec.Struct, frozen=True, gc=False):
     """A named tensor. `shape` includes the batch dimension first; `data` is its raw bytes."""
 
     name: str

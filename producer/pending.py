@@ -32,7 +32,7 @@ class Settling(Protocol):
     def exception(self) -> BaseException | None: ...
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A request record, kept until it is answered so that it can be sent again."""
 
     topic: str

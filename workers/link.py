@@ -26,7 +26,7 @@ _length = struct.Struct("<I")
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 
-class Region(msgspec.Struct, frozen=True):
+class Region(msgspec.Struct, frozen=True, gc=False):
     """A tensor inside a slot: where its bytes start and how many there are."""
 
     name: str

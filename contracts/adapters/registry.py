@@ -19,7 +19,7 @@ from contracts.adapters.redis import RedisDoor, pairs, script
 from contracts.errors import TransportError
 from contracts.names import ModelVersion, check_name
 from contracts.pool import Demand
-from contracts.specs import DeploymentSpec, ModelSpec, RouteSpec
+from contracts.specs import DeploymentSpec, Knobs, ModelSpec, RouteSpec
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -97,6 +97,16 @@ class Registry:
     async def delete_model(self, key: ModelVersion) -> bool:
         """Forget a model version; False when it was not there."""
         return await self._change("models", {str(key): ""})
+
+    async def put_knobs(self, key: ModelVersion, knobs: Knobs) -> bool:
+        """Set a model version's batching by hand; empty knobs give it back to its spec. False when nothing changed."""
+        text = knobs.model_dump_json(exclude_none=True)
+        return await self._change("knobs", {str(key): "" if text == "{}" else text})
+
+    async def get_knobs(self, key: ModelVersion) -> Knobs:
+        """What was set by hand for a model version."""
+        text = await self._redis.command("HGET", f"{self._root}:knobs", str(key))
+        return Knobs() if text is None else _parse(Knobs, text)
 
     async def put_deployment(self, spec: DeploymentSpec) -> bool:
         """Deploy a model version or change how; False when nothing changed."""

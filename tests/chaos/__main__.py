@@ -18,6 +18,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.harness import control, deploy, print_table, running_stack, wait_for_workers, write_results
+from contracts import telemetry
 from contracts.adapters.redis import RedisDoor
 from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
 from deploy.embedded.processes import Server
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--kafka", choices=["embedded", "home"], default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--in-flight", type=int, default=256)
+    telemetry.configure_logging("chaos", level="WARNING")
     sys.exit(uvloop.run(_run(parser.parse_args())))
 
 

@@ -1,47 +1,158 @@
 """Requests waiting for a batch.
 
-One queue per batch key (rows of one batch share shapes and parameters); across keys the one whose head has waited
-longest is served first. Suspects (requests that were in a batch that failed or killed the engine) wait in front and are
-handed out in the groups that they were put in, never together with others.
+Rows of one batch share shapes and parameters: their batch key. Within a key the most urgent request goes first, where a
+request is urgent at its deadline, or `HORIZON_SECONDS` after it was taken if its deadline is further away: requests in
+no hurry are served in turn instead of waiting until they are in one. As most requests of a model have the same time to
+live they arrive in this order already, so a line is a deque, and only the few that come out of order enter a heap.
+
+Requests have a lane, high, normal or low. While several lanes wait, rows are drawn 16 : 4 : 1, so that no lane starves;
+a request older than half its time to live goes ahead of the draw. Rows of other lanes fill what a batch has left.
+
+Suspects (requests that were in a batch that failed or killed the engine) wait in front and are handed out in the groups
+that they were put in, never together with others.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from heapq import heappop, heappush
 
 from workers.ingest.delivery import Delivery
+from workers.ingest.key_order import KeyOrder
+from workers.ingest.policy import Waiting
+
+HORIZON_SECONDS = 5.0
+SHARES = (16, 4, 1)
+"""Rows drawn from the lanes high, normal, low while all of them wait."""
+_FAR = float("inf")
+
+
+class _Line:
+    """Requests of one key and lane, the most urgent first."""
+
+    __slots__ = ("_heap", "_run", "rows")
+    _arrivals = itertools.count()
+
+    def __init__(self) -> None:
+        self._run: deque[Delivery] = deque()
+        self._heap: list[tuple[float, int, Delivery]] = []
+        self.rows = 0
+
+    def put(self, delivery: Delivery) -> None:
+        run = self._run
+        if not run or delivery.urgency >= run[-1].urgency:
+            run.append(delivery)
+        else:
+            heappush(self._heap, (delivery.urgency, next(self._arrivals), delivery))
+        self.rows += delivery.rows
+
+    def head(self) -> Delivery:
+        if self._heap and (not self._run or self._heap[0][0] < self._run[0].urgency):
+            return self._heap[0][2]
+        return self._run[0]
+
+    def pop(self) -> Delivery:
+        if self._heap and (not self._run or self._heap[0][0] < self._run[0].urgency):
+            delivery = heappop(self._heap)[2]
+        else:
+            delivery = self._run.popleft()
+        self.rows -= delivery.rows
+        return delivery
+
+    def everything(self) -> list[Delivery]:
+        return [*self._run, *(entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]))]
 
 
 class BatchQueue:
-    """Holds deliveries; counts rows, not requests."""
+    """Holds deliveries; counts rows, not requests. `per_key` keeps requests of one record key in order."""
 
-    def __init__(self) -> None:
-        self._queues: dict[Hashable, deque[Delivery]] = {}
-        self._rows: dict[Hashable, int] = {}
+    def __init__(self, *, per_key: bool = False) -> None:
+        self._lanes: tuple[dict[Hashable, _Line], ...] = ({}, {}, {})
+        self._drawn = [0.0, 0.0, 0.0]
+        self._level = 0.0
         self._groups: deque[list[Delivery]] = deque()
+        self._order = KeyOrder() if per_key else None
         self.rows = 0
         """All waiting rows, suspects included."""
 
     def __bool__(self) -> bool:
-        return bool(self._groups or self._queues)
+        return bool(self._groups) or self.has_keys
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether ordinary deliveries wait that may be taken."""
+        high, normal, low = self._lanes
+        return bool(normal or high or low)
+
+    # --- putting ------------------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery) -> None:
-        """Append a delivery to the queue of its key."""
-        key = delivery.batch_key
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = deque()
-            self._rows[key] = 0
-        queue.append(delivery)
-        self._rows[key] += delivery.rows
+        """Queue a delivery."""
         self.rows += delivery.rows
+        if self._order is None or self._order.admit(delivery):
+            self._admit(delivery)
+
+    def _admit(self, delivery: Delivery) -> None:
+        deadline, horizon = delivery.deadline, delivery.taken + HORIZON_SECONDS
+        delivery.urgency = min(horizon, deadline)
+        lane = self._lanes[delivery.lane]
+        line = lane.get(delivery.batch_key)
+        if line is None:
+            if not lane:  # a lane that was empty has saved up nothing
+                self._drawn[delivery.lane] = max(self._drawn[delivery.lane], self._level)
+            line = lane[delivery.batch_key] = _Line()
+        line.put(delivery)
 
     def put_groups(self, groups: Iterable[list[Delivery]]) -> None:
         """Put groups to be run next, each as a batch of its own, in the order given."""
         for group in reversed([group for group in groups if group]):
             self._groups.appendleft(group)
             self.rows += sum(delivery.rows for delivery in group)
+
+    def settled(self, delivery: Delivery) -> None:
+        """A delivery that was taken has its outcome: the next of its record key may run."""
+        if self._order is not None:
+            following = self._order.settle(delivery)
+            if following is not None:
+                self._admit(following)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def next_keys(self, now: float, most: int = 16) -> list[Hashable]:
+        """Up to `most` batch keys in the order in which they should be served; the most urgent first."""
+        lanes = [lane for lane in self._lanes if lane]
+        if len(lanes) == 1 and len(lanes[0]) == 1:
+            return list(lanes[0])
+        first = self._first_lane(now)
+        heads: dict[Hashable, tuple[bool, float]] = {}
+        for number, lane in enumerate(self._lanes):
+            for key, line in lane.items():
+                head = (number != first, line.head().urgency)
+                heads[key] = min(head, heads.get(key, head))
+        return sorted(heads, key=heads.__getitem__)[:most]
+
+    def _first_lane(self, now: float) -> int:
+        for number in (2, 1):
+            if any(_is_old(line.head(), now) for line in self._lanes[number].values()):
+                return number
+        waiting = [number for number, lane in enumerate(self._lanes) if lane]
+        return min(waiting, key=self._drawn.__getitem__)
+
+    def waiting(self, key: Hashable) -> Waiting:
+        """What waits under a key; the oldest and the earliest deadline as far as the heads of its lines know."""
+        rows, oldest, deadline = 0, _FAR, _FAR
+        for lane in self._lanes:
+            line = lane.get(key)
+            if line is not None:
+                head = line.head()
+                rows += line.rows
+                oldest = min(oldest, head.taken)
+                deadline = min(deadline, head.deadline)
+        return Waiting(rows, oldest, deadline)
+
+    # --- taking -------------------------------------------------------------------------------------------------------
 
     def next_group(self) -> list[Delivery] | None:
         """Take the next group that must run by itself, None when there is none."""
@@ -58,48 +169,90 @@ class BatchQueue:
             return self._groups[0][0]
         return None
 
-    def oldest_key(self) -> Hashable:
-        """The key whose head has waited longest; the queue must not be empty of ordinary deliveries."""
-        if len(self._queues) == 1:
-            return next(iter(self._queues))
-        return min(self._queues, key=lambda key: self._queues[key][0].taken)
+    def take(
+        self, key: Hashable, max_rows: int, now: float, hopeless: float = 0.0
+    ) -> tuple[list[Delivery], list[Delivery]]:
+        """Take up to `max_rows` rows, and at least one request: those to run, and those to refuse.
 
-    @property
-    def has_keys(self) -> bool:
-        """Whether ordinary deliveries wait."""
-        return bool(self._queues)
+        Refused are requests whose deadline has passed or is before `hopeless`; they take up no room.
+        """
+        ready: list[Delivery] = []
+        dropped: list[Delivery] = []
+        limit = max(now, hopeless)
+        lanes = [number for number, lane in enumerate(self._lanes) if key in lane]
+        room = max_rows
+        while len(lanes) > 1:  # one at a time, so that the draw decides about each
+            number = self._drawn_lane(lanes, key, now)
+            left = self._take_from(number, key, (ready, dropped), room, limit, once=True)
+            if left == room:
+                lanes.remove(number)  # its head does not fit; others may
+            elif key not in self._lanes[number]:
+                lanes.remove(number)
+            room = left
+        if lanes:
+            self._take_from(lanes[0], key, (ready, dropped), room, limit)
+        return ready, dropped
 
-    def head(self, key: Hashable) -> tuple[int, float]:
-        """Rows waiting under a key, and when its oldest was taken."""
-        return self._rows[key], self._queues[key][0].taken
+    def _drawn_lane(self, lanes: list[int], key: Hashable, now: float) -> int:
+        for number in reversed(lanes):
+            if number and _is_old(self._lanes[number][key].head(), now):
+                return number
+        return min(lanes, key=self._drawn.__getitem__)
 
-    def take(self, key: Hashable, max_rows: int, now: float) -> tuple[list[Delivery], list[Delivery]]:
-        """Take up to `max_rows` rows, oldest first: those to run and those whose deadline has passed."""
-        queue, ready, expired, room = self._queues[key], [], [], max_rows
-        while queue and queue[0].rows <= room:
-            delivery = queue.popleft()
-            self._rows[key] -= delivery.rows
-            self.rows -= delivery.rows
-            if delivery.deadline <= now:
-                expired.append(delivery)
-            else:
-                ready.append(delivery)
-                room -= delivery.rows
-        if not queue:
-            del self._queues[key], self._rows[key]
-        return ready, expired
+    def _take_from(
+        self,
+        number: int,
+        key: Hashable,
+        into: tuple[list[Delivery], list[Delivery]],
+        room: int,
+        limit: float,
+        *,
+        once: bool = False,
+    ) -> int:
+        """Take from one line what fits, at least a first request; the room that is left."""
+        ready, dropped = into
+        lane = self._lanes[number]
+        line, before = lane[key], lane[key].rows
+        while line.rows:
+            head = line.head()
+            if head.deadline <= limit:
+                dropped.append(line.pop())
+                continue
+            if head.rows > room and ready:
+                break
+            ready.append(line.pop())
+            room -= head.rows
+            if once:
+                break
+        taken = before - line.rows
+        self.rows -= taken
+        self._level = max(self._level, self._drawn[number])
+        self._drawn[number] += taken / SHARES[number]
+        if not line.rows:
+            del lane[key]
+        return room
 
     def remove(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Take out every delivery for which `unwanted` is true."""
-        kept_groups = [[d for d in group if not unwanted(d)] for group in self._groups]
-        kept = [d for queue in self._queues.values() for d in queue if not unwanted(d)]
-        removed = [d for group in self._groups for d in group if unwanted(d)]
-        removed += [d for queue in self._queues.values() for d in queue if unwanted(d)]
-        self._queues.clear()
-        self._rows.clear()
-        self._groups.clear()
-        self.rows = 0
-        self.put_groups(kept_groups)
-        for delivery in kept:
-            self.put(delivery)
-        return removed
+        groups, self._groups = list(self._groups), deque()
+        queued = [d for lane in self._lanes for line in lane.values() for d in line.everything()]
+        removed = [] if self._order is None else self._order.remove(unwanted)
+        for lane in self._lanes:
+            lane.clear()
+        self.rows = 0 if self._order is None else self._order.rows
+        self.put_groups([d for d in group if not unwanted(d)] for group in groups)
+        leaving = [d for group in groups for d in group if unwanted(d)]
+        for delivery in queued:
+            if unwanted(delivery):
+                leaving.append(delivery)
+            else:
+                self.rows += delivery.rows
+                self._admit(delivery)
+        for delivery in leaving:
+            self.settled(delivery)
+        return leaving + removed
+
+
+def _is_old(delivery: Delivery, now: float) -> bool:
+    """Whether more than half of a request's time to live has gone, its wait in the log included."""
+    return 2 * (delivery.deadline - now) < delivery.deadline - delivery.taken + delivery.queued_us / 1e6

@@ -11,28 +11,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from contracts.clock import Clock
 from contracts.messages import Receipt, Status
-from contracts.specs import ModelSpec
-from contracts.tensors import BYTES, Tensor, element_offsets
+from contracts.specs import BatchingSpec, ModelSpec
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
-from workers.ingest.policy import DEPTH, Cut, Wait, decide
+from workers.ingest.layout import Layout
+from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
+from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.suspects import Suspects
 from workers.ingest.tombstones import Tombstones
-from workers.link import Batch, Done, Failed, Region
-from workers.slots import SlotFile, SlotPool, align
+from workers.link import Batch, Done, Failed
+from workers.slots import SlotFile, SlotPool
 
 log = logging.getLogger(__name__)
 
-_BIG_TENSOR_BYTES = 4096  # above this one copy per tensor into the slot beats joining them first
 _EXPIRED = "the time to live ended before a batch took the request"
+_HOPELESS = "the time to live would have ended before the result"
+_TIMER_TOLERANCE = 0.0002
+_FULL = "the worker's queue is full; try again later"
+
+
+_refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
 class _InFlight(NamedTuple):
@@ -75,7 +82,7 @@ class Batcher:
         self._pool = SlotPool(slots.count)
         self._clock = clock
         self._publisher = publisher
-        self._responder = responder
+        self._responder = Answers(responder)
         self._send = send
         self._may_launch = may_launch
         self._is_trusted = is_trusted
@@ -85,19 +92,42 @@ class Batcher:
         self._in_flight: dict[int, _InFlight] = {}
         self._launched = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.queue = BatchQueue()
+        self._wake_at = math.inf
+        self._arrived_rows = 0
+        self._free_at = 0.0
+        self._policy = Policy(spec.batching)
+        self._layout = Layout(spec)
+        self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
+        self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
         self.room = asyncio.Event()
         """Set while the queue takes more."""
         self.room.set()
+        self.configure(spec.batching)
+
+    def configure(self, knobs: BatchingSpec) -> None:
+        """Take new knobs; they hold from the next decision on. Order and padding stay as they were."""
+        self._policy.configure(knobs)
+        self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
+        self._rejects = knobs.overflow == "reject"
+        self._largest = self._policy.buckets.top
+        self._tell_room()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery) -> None:
         """Queue a request; call `pump` after the last of several."""
-        self.queue.put(delivery)
+        if self._rejects and self.queue.rows and self.queue.rows + delivery.rows > self._limit:
+            self._responder.fail(delivery, Status.OVERLOADED, _FULL, retryable=True)
+            return
+        self._arrived_rows += delivery.rows
+        for part in split(delivery, self._largest) if delivery.rows > self._largest else (delivery,):
+            self.queue.put(part)
 
     def pump(self) -> None:
         """Launch what can be launched now."""
+        if self._arrived_rows:
+            self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
+            self._arrived_rows = 0
         while len(self._in_flight) < DEPTH and self.queue and self._pool.free:
             if not (self._publisher.has_room and self._may_launch()) or self._must_wait_for_suspect():
                 break
@@ -128,14 +158,16 @@ class Batcher:
 
     def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect before anything else."""
-        self.queue.put_groups([[delivery]])
+        parts = split(delivery, self._largest)
+        for part in parts:
+            part.lost, part.lost_alone, part.is_watched = delivery.lost, delivery.lost_alone, True
+        self.queue.put_groups(isolate.singles(parts))
         self.pump()
 
     def _tell_room(self) -> None:
-        limit = self._spec.max_queue_rows
-        if self.queue.rows >= limit:
+        if self.queue.rows >= self._limit and not self._rejects:
             self.room.clear()
-        elif self.queue.rows <= limit // 2:
+        elif self.queue.rows <= self._limit // 2 or self._rejects:
             self.room.set()
 
     def _next(self) -> tuple[list[Delivery], str] | None:
@@ -144,43 +176,61 @@ class Batcher:
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
-        key = self.queue.oldest_key()
-        rows, oldest = self.queue.head(key)
-        decision = decide(now, rows, oldest, len(self._in_flight), self._spec.batching)
-        if isinstance(decision, Cut):
-            ready, expired = self.queue.take(key, decision.rows, now)
-            for delivery in expired:
-                self._responder.fail(delivery, Status.DEADLINE_EXCEEDED, _EXPIRED, retryable=True)
-            return self._living(ready, now), decision.reason
-        if isinstance(decision, Wait):
-            self._ask_again(decision.until - now)
+        engine = Engine(len(self._in_flight), max(0.0, self._free_at - now) if self._in_flight else 0.0)
+        until = math.inf
+        for key in self.queue.next_keys(now):
+            decision = self._policy.decide(now, self.queue.waiting(key), engine)
+            if isinstance(decision, Cut):
+                return self._cut(key, decision, now), decision.reason
+            if isinstance(decision, Wait):
+                until = min(until, decision.until)
+        if until < math.inf:
+            self._ask_again(now, until)
         return None
+
+    def _cut(self, key: Hashable, cut: Cut, now: float) -> list[Delivery]:
+        ready, dropped = self.queue.take(key, cut.rows, now, cut.hopeless)
+        for delivery in dropped:
+            self._refuse_late(delivery, _EXPIRED if delivery.deadline <= now else _HOPELESS)
+        return self._living(ready, now)
+
+    def _refuse_late(self, delivery: Delivery, message: str) -> None:
+        _refused.inc(delivery.rows)
+        self._responder.fail(delivery, Status.DEADLINE_EXCEEDED, message, retryable=True)
+        self.queue.settled(delivery)
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
-        if not self._cancelled and all(delivery.deadline > now for delivery in deliveries):
+        if not self._cancelled and all(d.deadline > now and d.whole is None for d in deliveries):
             return deliveries
         living = []
         for delivery in deliveries:
             if delivery.deadline <= now:
-                self._responder.fail(delivery, Status.DEADLINE_EXCEEDED, _EXPIRED, retryable=True)
+                self._refuse_late(delivery, _EXPIRED)
+            elif is_settled(delivery):
+                self.queue.settled(delivery)
             elif delivery.origin.request_id in self._cancelled:
                 self._responder.fail(delivery, Status.CANCELLED, "cancelled by its caller before it ran")
+                self.queue.settled(delivery)
             else:
                 living.append(delivery)
         return living
 
-    def _ask_again(self, seconds: float) -> None:
+    def _ask_again(self, now: float, until: float) -> None:
+        """Pump again at `until`; a timer that is set for about then already will do."""
         if self._timer is not None:
+            if now < self._wake_at <= until + _TIMER_TOLERANCE:
+                return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self.pump)
+        self._wake_at = until
+        self._timer = asyncio.get_running_loop().call_later(max(until - now, 0.0), self.pump)
 
     def _launch(self, deliveries: list[Delivery], reason: str) -> None:
         acquired = self._pool.acquire()
         assert acquired is not None  # noqa: S101 - pump looked, and nothing awaits in between
         slot, sequence = acquired
         try:
-            regions = self._fill(self._slots.input(slot), deliveries)
+            laid = self._layout.fill(self._slots.input(slot), deliveries)
         except ValueError:
             self._pool.release(slot)
             self._too_large(deliveries)
@@ -193,22 +243,12 @@ class Batcher:
         rows = sum(delivery.rows for delivery in deliveries)
         self._launched += 1
         self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
+        self._free_at = max(now, self._free_at if len(self._in_flight) > 1 else now) + self._policy.table.mean(rows)
+        metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        self._send(Batch(slot, sequence, 0, rows, regions, deliveries[0].parameters))
-
-    def _fill(self, region: memoryview, deliveries: Sequence[Delivery]) -> tuple[Region, ...]:
-        """Lay the rows of all deliveries into a slot. Raises ValueError when they do not fit."""
-        regions, offset = [], 0
-        rows = sum(delivery.rows for delivery in deliveries)
-        for index, tensor in enumerate(deliveries[0].inputs):
-            parts = [delivery.inputs[index].data for delivery in deliveries]
-            start, offset = offset, _copy(region, offset, parts)
-            shape = (rows, *tensor.shape[1:])
-            regions.append(Region(tensor.name, tensor.datatype, shape, start, offset - start))
-            offset = align(offset)
-        return tuple(regions)
+        self._send(Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters))
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
         """A batch that does not fit its slot is halved; a single request that does not can never run here."""
@@ -217,6 +257,7 @@ class Batcher:
             return
         text = f"the request's tensors exceed a slot of {self._slots.input_bytes} bytes; raise slot_mib in model.yaml"
         self._responder.fail(deliveries[0], Status.INVALID, text)
+        self.queue.settled(deliveries[0])
 
     # --- back from the engine -----------------------------------------------------------------------------------------
 
@@ -225,8 +266,10 @@ class Batcher:
         flight = self._landed(done)
         if flight is None:
             return
+        seconds = done.compute_us / 1e6
+        self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
         self.pump()
-        metrics.COMPUTE.observe(done.compute_us / 1e6)
+        metrics.COMPUTE.observe(seconds)
         self._answer(flight, done)
         self._pool.release(done.slot)
         self.pump()
@@ -235,13 +278,19 @@ class Batcher:
         """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
         if not self._pool.is_current(answer.slot, answer.sequence):
             return None
-        return self._in_flight.pop(answer.slot, None)
+        flight = self._in_flight.pop(answer.slot, None)
+        self._free_at = self._clock.monotonic() + sum(
+            self._policy.table.mean(other.rows) for other in self._in_flight.values()
+        )
+        return flight
 
     def _answer(self, flight: _InFlight, done: Done) -> None:
-        outputs = [_Output(region, self._slots.output(done.slot), flight) for region in done.outputs]
-        succeed, device = self._responder.succeed, self._responder.device
-        now = self._clock.monotonic()
+        outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
+        succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
+        now, late = self._clock.monotonic(), 0
         for index, delivery in enumerate(flight.deliveries):
+            if delivery.deadline < now:
+                late += delivery.rows
             receipt = Receipt(
                 worker=self._worker,
                 device=device,
@@ -253,9 +302,13 @@ class Batcher:
                 computed_us=int((now - delivery.launched) * 1e6),
             )
             succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
+            settled(delivery)
         self._responder.count_successes()
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
+        self._policy.answered(now, flight.rows, late)
+        if late:
+            _late.inc(late)
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
@@ -265,22 +318,26 @@ class Batcher:
         self._pool.release(failed.slot)
         deliveries = flight.deliveries
         if not self._is_trusted():
-            self._drop(deliveries)
+            self._forget(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
         elif failed.kind == "error":
-            self._suspects.settled(deliveries[0])
             self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
-        elif failed.kind == "memory" and deliveries[0].memory_failures == 0:
+            self._settle(deliveries[0])
+        elif failed.kind == "output":
+            self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
+            self._settle(deliveries[0])
+        elif deliveries[0].memory_failures == 0:
             deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
             self.queue.put_groups([deliveries])
         else:
-            self._suspects.settled(deliveries[0])
-            if failed.kind == "memory":
-                self._responder.retry(deliveries[0], "memory", failed.message)
-            else:
-                self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
+            self._responder.retry(deliveries[0], "memory", failed.message)
+            self._settle(deliveries[0])
         self.pump()
+
+    def _settle(self, delivery: Delivery) -> None:
+        self._suspects.settled(delivery)
+        self.queue.settled(delivery)
 
     def engine_lost(self) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
@@ -288,12 +345,12 @@ class Batcher:
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():
-                self._drop(flight.deliveries)
+                self._forget(flight.deliveries)
                 continue
             self._suspects.lost(flight.deliveries, is_alone=len(flight.deliveries) == len(flights) == 1)
-            self._run_alone(flight.deliveries)
+            self._try_alone(flight.deliveries)
 
-    def _run_alone(self, deliveries: list[Delivery]) -> None:
+    def _try_alone(self, deliveries: list[Delivery]) -> None:
         """Queue suspects, each by itself, and put aside those that had their chances."""
         guilty = [d for d in deliveries if isolate.is_poison(d.lost, d.lost_alone)]
         self.queue.put_groups(isolate.singles([d for d in deliveries if d not in guilty]))
@@ -301,7 +358,15 @@ class Batcher:
             text = (
                 f"the engine ended {delivery.lost} times while it ran this request, {delivery.lost_alone} times alone"
             )
+            delivery.request.lost = delivery.lost
             self._responder.poison(delivery, text)
+            self.queue.settled(delivery)
+
+    def _forget(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._suspects.dropped(delivery)
+            forget(delivery)
+            self.queue.settled(delivery)
 
     def refuse_all(self, status: Status, message: str) -> None:
         """Answer everything that waits with an error."""
@@ -309,63 +374,14 @@ class Batcher:
             self._responder.fail(delivery, status, message, retryable=True)
         self._tell_room()
 
-    def _drop(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            self._suspects.dropped(delivery)
-            delivery.origin.claim.dropped()
-
     def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
-        self._drop(self.queue.remove(unwanted))
+        for delivery in self.queue.remove(unwanted):
+            self._suspects.dropped(delivery)
+            forget(delivery)
         self._tell_room()
 
     def stop(self) -> None:
         """Cut no further batch."""
         if self._timer is not None:
             self._timer.cancel()
-
-
-class _Output:
-    """One output tensor of a batch, cut into the requests' parts as views."""
-
-    __slots__ = ("_offsets", "_region", "_view")
-
-    def __init__(self, region: Region, slot: memoryview, flight: _InFlight) -> None:
-        self._region = region
-        self._view = slot[region.offset : region.offset + region.size]
-        counts = [delivery.rows for delivery in flight.deliveries]
-        if region.datatype == BYTES:
-            per_row = _product(region.shape[1:])
-            self._offsets = element_offsets(self._view, [count * per_row for count in counts])
-        else:
-            row_bytes = region.size // flight.rows
-            self._offsets = [0]
-            for count in counts:
-                self._offsets.append(self._offsets[-1] + count * row_bytes)
-
-    def part(self, index: int, rows: int) -> Tensor:
-        """The tensor of the batch's request number `index`, which has `rows` rows."""
-        region = self._region
-        data = self._view[self._offsets[index] : self._offsets[index + 1]]
-        return Tensor(region.name, region.datatype, (rows, *region.shape[1:]), data)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
-def _copy(region: memoryview, offset: int, parts: Sequence[memoryview]) -> int:
-    """Copy parts one behind the other into a region; returns the end. Raises ValueError when they do not fit."""
-    if len(parts[0]) < _BIG_TENSOR_BYTES:
-        joined = b"".join(parts)
-        end = offset + len(joined)
-        region[offset:end] = joined
-        return end
-    for part in parts:
-        end = offset + len(part)
-        region[offset:end] = part
-        offset = end
-    return offset

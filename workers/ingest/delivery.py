@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
+from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress
 from contracts.tensors import Tensor
 from workers.ingest.claim import Claim
+
+if TYPE_CHECKING:
+    from workers.ingest.split import Whole
+
+LANES = {priority: lane for lane, priority in enumerate(PRIORITIES)}
+NORMAL = LANES["normal"]
 
 
 class Origin(NamedTuple):
@@ -29,7 +36,9 @@ class Delivery:
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
-    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care.
+    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
+    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
+    the request was not split.
     """
 
     __slots__ = (
@@ -39,6 +48,7 @@ class Delivery:
         "inputs",
         "is_journaled",
         "is_watched",
+        "lane",
         "launched",
         "launches",
         "lost",
@@ -46,12 +56,15 @@ class Delivery:
         "memory_failures",
         "origin",
         "parameters",
+        "part",
         "queued_us",
         "rows",
         "taken",
+        "urgency",
+        "whole",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a value
         self,
         origin: Origin,
         *,
@@ -62,6 +75,7 @@ class Delivery:
         taken: float,
         deadline: float,
         queued_us: int,
+        lane: int = NORMAL,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -71,6 +85,10 @@ class Delivery:
         self.taken = taken
         self.deadline = deadline
         self.queued_us = queued_us
+        self.lane = lane
+        self.urgency = deadline
+        self.whole: Whole | None = None
+        self.part = 0
         self.launched = 0.0
         self.batched_us = 0
         self.launches = 0
@@ -84,3 +102,8 @@ class Delivery:
     def is_suspect(self) -> bool:
         """Whether it must run with nothing beside it."""
         return self.lost > 0 or self.is_watched
+
+    @property
+    def request(self) -> Delivery:
+        """The request that this is, or is a part of."""
+        return self if self.whole is None else self.whole.delivery

@@ -13,7 +13,7 @@ from contracts.messages import RequestHeaders
 from contracts.names import ModelVersion
 from workers.ingest.broker_time import BrokerTime
 from workers.ingest.claim import Claim
-from workers.ingest.delivery import Delivery, Origin
+from workers.ingest.delivery import LANES, Delivery, Origin
 from workers.ingest.responder import Responder
 from workers.ingest.validate import Validator
 
@@ -73,6 +73,7 @@ class Intake:
             taken=now,
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
+            lane=LANES[headers.priority],
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:

@@ -68,30 +68,32 @@ class Suspects:
 
     def lost(self, deliveries: Sequence[Delivery], *, is_alone: bool) -> None:
         """The engine ended under a batch."""
-        if not (is_alone and deliveries[0].is_journaled):  # what was journaled beforehand is counted already
+        if not (is_alone and deliveries[0].request.is_journaled):  # what was journaled beforehand is counted already
             self.journal.lost((_row(delivery) for delivery in deliveries), is_alone=is_alone)
         for delivery in deliveries:
             delivery.lost += 1
             delivery.lost_alone += is_alone
-            delivery.is_journaled = False
+            delivery.request.is_journaled = False
 
     def dropped(self, delivery: Delivery) -> None:
         """A request is left to the next owner of its partition, and what was written about its launch is taken back."""
-        if delivery.is_journaled:
-            delivery.is_journaled = False
-            self.journal.refund(_row(delivery))
+        request = delivery.request
+        if request.is_journaled:
+            request.is_journaled = False
+            self.journal.refund(_row(request))
 
     def settled(self, delivery: Delivery) -> None:
-        """A request has an outcome."""
-        if delivery.is_suspect:
+        """A request, or a part of one, has an outcome; the parts of a request are journaled as one."""
+        if delivery.is_suspect and (delivery.whole is None or delivery.whole.is_over):
             self.journal.settled(_row(delivery))
 
     def may_launch(self, delivery: Delivery) -> bool:
         """Whether a suspect is journaled; if not, it will be, and the batcher is pumped then."""
-        if not delivery.is_journaled and delivery not in self._clearing:
-            self._clearing.append(delivery)
+        request = delivery.request
+        if not request.is_journaled and request not in self._clearing:
+            self._clearing.append(request)
             self._to_clear.set()
-        return delivery.is_journaled
+        return request.is_journaled
 
     # --- what the drain says ------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from contracts.errors import InvalidRequest
 from contracts.messages import RequestBody
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type, type_sizes
+from workers.ingest.buckets import padded_tail
 
 _floats = frozenset({"FP16", "FP32", "FP64"})
 
@@ -34,11 +35,12 @@ class Validator:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._names = tuple(tensor.name for tensor in spec.inputs)
-        self._max_rows = spec.batching.max_batch_size
+        self._names = tuple(tensor.name for tensor in spec.request_inputs)
+        self._max_rows = spec.batching.max_request_rows or spec.batching.max_batch_size
         self._reject_nan = spec.nan == "reject"
-        self._fixed = all(-1 not in tensor.shape[1:] for tensor in spec.inputs)
-        self._expected = tuple((t, t.datatype, t.shape[1:], _fixed_row_bytes(t)) for t in spec.inputs)
+        self._fixed = all(-1 not in tensor.shape[1:] for tensor in spec.request_inputs)
+        self._expected = tuple((t, t.datatype, t.shape[1:], _fixed_row_bytes(t)) for t in spec.request_inputs)
+        self._lengths = spec.batching.padding.length_buckets
 
     def check(self, body: RequestBody) -> Checked:
         """Return what the batcher needs; raises InvalidRequest."""
@@ -61,6 +63,9 @@ class Validator:
         if self._fixed and not body.parameters:
             return Checked(inputs, rows, None)
         shapes = tuple(tensor.shape[1:] for tensor in inputs)
+        if self._lengths:
+            tails = (expected[2] for expected in self._expected)
+            shapes = tuple(padded_tail(tail, shape, self._lengths) for tail, shape in zip(tails, shapes, strict=True))
         return Checked(inputs, rows, (shapes, tuple(sorted(body.parameters.items()))))
 
     def _in_order(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -87,7 +92,7 @@ class Validator:
             msg = f"tensor {spec.name!r} must have shape {list(spec.shape)}, not {list(shape)[:16]}"
             raise InvalidRequest(msg)
         if shape[0] != rows:
-            msg = f"tensor {spec.name!r} has {shape[0]} rows, {self._spec.inputs[0].name!r} has {rows}"
+            msg = f"tensor {spec.name!r} has {shape[0]} rows, {self._names[0]!r} has {rows}"
             raise InvalidRequest(msg)
         fault = check_tensor(tensor)
         if fault:

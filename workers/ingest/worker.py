@@ -35,6 +35,7 @@ from workers.ingest.drain import Drain
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
+from workers.ingest.knobs import KnobWatch
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
@@ -97,6 +98,7 @@ class Worker:
         self._loops.spawn("commit", self._drain.commit_loop())
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
+        self._loops.spawn("knobs", self._knobs.follow_loop())
         self._loops.spawn("grow", self._growth_loop(topic))
         self._loops.spawn("watch", self._warden.watch_loop())
         self._loops.spawn("clear", self._suspects.clear_loop(self._pump))
@@ -149,6 +151,8 @@ class Worker:
         self._intake = Intake(key, Validator(spec), self._responder, self._clock, broker_time)
         self._forwarder = self._build_forwarder(key, broker_time)
         self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
+        registry = Registry(self._redis, self._settings.redis.pool)
+        self._knobs = KnobWatch(registry, key, spec.batching, self._batcher.configure)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
             self._reader,

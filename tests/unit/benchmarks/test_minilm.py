@@ -45,8 +45,7 @@ def weights() -> dict[str, Array]:
 def norm(x: Array, weights: Weights, prefix: str) -> Array:
     centred = x - x.mean(-1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
-    result: Array = scaled * weights[f"{prefix}.weight"] + weights[f"{prefix}.bias"]
-    return result
+    return np.asarray(scaled * weights[f"{prefix}.weight"] + weights[f"{prefix}.bias"])
 
 
 def dense(x: Array, weights: Weights, prefix: str) -> Array:

@@ -1,0 +1,84 @@
+"""What is learned from batches and arrivals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.ingest.buckets import Buckets, bucket_sizes
+from workers.ingest.latency import MIN_SAMPLES, STALE_SECONDS, ArrivalRate, LatencyTable
+
+
+def table(*samples: tuple[int, float], repeat: int = 10) -> LatencyTable:
+    made = LatencyTable(Buckets(bucket_sizes(64)))
+    for rows, seconds in samples * repeat:
+        made.observe(0.0, rows, seconds)
+    return made
+
+
+def test_nothing_is_known_before_five_batches_of_a_bucket() -> None:
+    young = table((8, 0.01), repeat=MIN_SAMPLES - 1)
+    assert young.rates() == []
+    young.observe(0.0, 8, 0.01)
+    assert young.is_known
+    assert young.mean(8) == pytest.approx(0.01)
+
+
+def test_unseen_buckets_are_estimated_between_and_beyond_their_neighbours() -> None:
+    known = table((8, 0.010), (32, 0.016))
+    assert known.mean(16) == pytest.approx(0.012)
+    assert known.mean(64) == pytest.approx(0.024)
+    assert known.mean(1) == pytest.approx(0.010)
+    # What a single bucket says about larger ones is hopeful, or they would never be tried.
+    assert table((8, 0.010)).mean(64) == pytest.approx(0.010)
+
+
+def test_one_hiccup_is_forgiven_and_two_in_a_row_are_believed() -> None:
+    bumped = table((8, 0.010))
+    bumped.observe(0.0, 8, 0.5)
+    assert bumped.p99(8) < 0.035
+    bumped.observe(0.0, 8, 0.5)
+    assert bumped.p99(8) >= 0.5
+
+
+def test_the_tail_falls_slowly_again() -> None:
+    slow = table((8, 0.010))
+    for _ in range(3):
+        slow.observe(0.0, 8, 0.5)
+    for _ in range(10):
+        slow.observe(0.0, 8, 0.010)
+    assert slow.p99(8) >= 0.5
+    for _ in range(60):
+        slow.observe(0.0, 8, 0.010)
+    assert slow.p99(8) < 0.1
+
+
+def test_old_figures_refuse_nobody() -> None:
+    known = table((8, 0.010))
+    assert known.may_refuse(STALE_SECONDS / 2)
+    assert not known.may_refuse(STALE_SECONDS * 2)
+
+
+@given(st.floats(0.0005, 0.5), st.floats(0, 0.1), st.integers(0, 1 << 30))
+def test_the_tail_covers_the_samples_and_the_mean_lies_among_them(mean: float, jitter: float, seed: int) -> None:
+    dice = random.Random(seed)
+    known = LatencyTable(Buckets((32,)))
+    samples = [mean * dice.uniform(1 - jitter, 1 + jitter) for _ in range(200)]
+    for sample in samples:
+        known.observe(0.0, 32, sample)
+    assert min(samples) <= known.mean(32) * 1.000001
+    assert known.mean(32) <= max(samples) * 1.000001
+    assert sum(sample > known.p99(32) * 1.000001 for sample in samples[-20:]) <= 1
+
+
+@given(st.integers(1, 100), st.integers(1, 50))
+def test_the_rate_of_steady_arrivals_is_found(rows: int, polls_per_window: int) -> None:
+    rate, gap = ArrivalRate(0.25), 0.25 / polls_per_window
+    for step in range(polls_per_window * 10):
+        rate.observe(step * gap, rows)
+    found, truth = rate.at(gap * polls_per_window * 10), rows / gap
+    assert truth * 0.55 <= found <= truth * 1.6
+    assert rate.at(100.0) < truth / 1000

@@ -1,0 +1,229 @@
+"""When batches are cut: decisions over values, with a clock in the test's hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from contracts.specs import BatchingSpec, PaddingSpec
+from workers.ingest.buckets import Buckets, bucket_sizes
+from workers.ingest.policy import DEPTH, Cut, Engine, Hold, MissGuard, Policy, Wait, Waiting
+
+IDLE = Engine(0, 0.0)
+FIXED, PER_ROW = 0.008, 0.0001
+
+
+def policy(knobs: BatchingSpec | None = None, *, rate: float = 0.0, known: bool = True, now: float = 5.0) -> Policy:
+    """A policy at `now` that has seen `rate` rows/s arrive and, if `known`, ten batches of every bucket."""
+    made = Policy(knobs or BatchingSpec(max_batch_size=64))
+    if known:
+        for size in made.buckets.sizes * 10:
+            made.finished(now, size, FIXED + PER_ROW * size)
+    for step in range(200 if rate else 0):
+        made.arrived(now - 2 + step / 100, max(1, round(rate / 100)))
+    return made
+
+
+def test_an_idle_engine_is_never_kept_waiting_without_a_delay() -> None:
+    for rate in (0, 100, 10_000):
+        decision = policy(rate=rate).decide(5.0, Waiting(1, 5.0, 35.0), IDLE)
+        assert isinstance(decision, Cut)
+        assert decision[:2] == (1, "engine_free")
+
+
+def test_with_one_running_and_one_ready_the_queue_grows() -> None:
+    assert policy().decide(5.0, Waiting(80, 1.0, 35.0), Engine(DEPTH, 0.01)) == Hold()
+
+
+def test_nothing_waiting_is_nothing_to_decide() -> None:
+    assert policy().decide(5.0, Waiting(0, math.inf, math.inf), IDLE) == Hold()
+
+
+def test_a_full_batch_is_ready_before_the_engine_is() -> None:
+    decision = policy(rate=4000).decide(5.0, Waiting(70, 4.99, 35.0), Engine(1, 0.01))
+    assert isinstance(decision, Cut)
+    assert decision[:2] == (64, "full")
+
+
+def test_the_ready_batch_stays_open_until_shortly_before_the_engine_frees() -> None:
+    assert policy(rate=2000).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008)) == Wait(5.007)
+
+
+def test_the_ready_batch_is_closed_when_nobody_else_is_expected() -> None:
+    decision = policy(rate=0).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008))
+    assert isinstance(decision, Cut)
+    assert decision[:2] == (10, "engine_free")
+
+
+def test_a_delay_is_used_when_the_engine_would_fall_behind_and_another_arrival_is_expected() -> None:
+    patient = BatchingSpec(max_batch_size=64, max_batch_delay_ms=5)
+    assert policy(patient, rate=2000).decide(5.0, Waiting(3, 5.0, 35.0), IDLE) == Wait(5.005)
+    late = policy(patient, rate=2000).decide(5.0051, Waiting(3, 5.0, 35.0), IDLE)
+    assert isinstance(late, Cut)
+    assert late.reason == "delay"
+
+
+def test_a_delay_is_not_used_when_the_engine_keeps_up_anyway() -> None:
+    patient = BatchingSpec(max_batch_size=64, max_batch_delay_ms=50)
+    decision = policy(patient, rate=100).decide(5.0, Waiting(3, 5.0, 35.0), IDLE)
+    assert isinstance(decision, Cut)
+    assert decision.reason == "engine_free"
+
+
+def test_a_delay_ends_where_the_most_urgent_request_would_suffer() -> None:
+    patient = BatchingSpec(max_batch_size=64, max_batch_delay_ms=50)
+    decision = policy(patient, rate=4000).decide(5.0, Waiting(3, 5.0, 5.020), IDLE)
+    assert isinstance(decision, Wait)
+    assert decision.until < 5.020 - FIXED
+    late = policy(patient, rate=4000).decide(decision.until, Waiting(3, 5.0, 5.020), IDLE)
+    assert isinstance(late, Cut)
+    assert late.reason == "deadline"
+
+
+def test_an_objective_allows_a_quarter_of_itself_as_delay_and_ten_milliseconds_at_most() -> None:
+    assert BatchingSpec(slo_ms=20).delay_seconds == pytest.approx(0.005)
+    assert BatchingSpec(slo_ms=1000).delay_seconds == pytest.approx(0.010)
+    assert BatchingSpec(slo_ms=1000, max_batch_delay_ms=0).delay_seconds == 0.0
+    assert BatchingSpec().delay_seconds == 0.0
+
+
+def test_the_batch_shrinks_to_save_its_most_urgent_request_while_the_engine_keeps_up() -> None:
+    # 60 rows take 14.4 ms, 8 rows 8.8 ms; at 50 rows/s the smallest batch would keep up.
+    decision = policy(rate=50).decide(5.0, Waiting(60, 4.99, 5.0115), IDLE)
+    assert isinstance(decision, Cut)
+    assert decision.reason == "deadline"
+    assert FIXED + PER_ROW * decision.rows + 0.002 <= 0.0115
+    assert decision.hopeless <= 5.0115
+
+
+def test_under_overload_the_batch_keeps_its_size_and_drops_who_cannot_make_it() -> None:
+    decision = policy(rate=8000).decide(5.0, Waiting(400, 4.95, 5.005), IDLE)
+    assert isinstance(decision, Cut)
+    assert decision.rows >= 48
+    assert decision.hopeless > 5.010
+
+
+def test_nothing_is_refused_by_prediction_before_five_batches_or_on_old_figures() -> None:
+    young = policy(known=False)
+    for _ in range(4):
+        young.finished(5.0, 1, 1.0)
+    assert young.decide(5.0, Waiting(1, 5.0, 5.5), IDLE) == Cut(1, "engine_free", 5.0)
+    young.finished(5.0, 1, 1.0)
+    hopeless = young.decide(5.0, Waiting(1, 5.0, 5.5), IDLE)
+    assert isinstance(hopeless, Cut)
+    assert hopeless.hopeless > 5.5
+    # Refusing everything for ever on one bad estimate would be worse than computing a batch in vain.
+    assert young.decide(5.2, Waiting(1, 5.2, 5.7), IDLE) == Cut(1, "engine_free", 5.2)
+
+
+def test_a_padded_model_is_cut_at_a_bucket_when_filling_up_would_compute_less() -> None:
+    steep = Policy(BatchingSpec(max_batch_size=64, padding=PaddingSpec(batch=True)))
+    for size in steep.buckets.sizes * 10:
+        steep.finished(5.0, size, size / 1000)
+    decision = steep.decide(5.0, Waiting(17, 5.0, 35.0), IDLE)
+    assert isinstance(decision, Cut)
+    assert decision[:2] == (16, "bucket")
+
+
+def test_sizes_beyond_the_largest_batch_are_refused() -> None:
+    with pytest.raises(ValidationError, match="preferred_batch_sizes go beyond"):
+        BatchingSpec(max_batch_size=8, preferred_batch_sizes=(4, 16))
+
+
+def test_new_knobs_keep_what_was_learned_unless_the_buckets_change() -> None:
+    changed = policy()
+    table = changed.table
+    changed.configure(BatchingSpec(max_batch_size=64, max_batch_delay_ms=7))
+    assert changed.table is table
+    changed.configure(BatchingSpec(max_batch_size=32))
+    assert changed.table is not table
+    assert changed.buckets.top == 32
+
+
+def test_the_guard_lowers_the_cap_while_answers_are_late_and_raises_it_after_a_clean_time() -> None:
+    guard = MissGuard(Buckets(bucket_sizes(64)))
+    now = 0.0
+
+    def window(late: int) -> None:
+        nonlocal now
+        assert guard.observe(now, 100, late)
+        guard.judge(now, 8)
+        now += guard.WINDOW_SECONDS
+
+    caps = []
+    for _ in range(8):
+        window(2)
+        caps.append(guard.cap)
+    assert caps[:3] == [48, 32, 24]
+    assert caps[-1] == 8
+    for _ in range(guard.CLEAN_WINDOWS):
+        window(1)
+    assert guard.cap == 16
+
+
+loads = st.builds(
+    Waiting,
+    rows=st.integers(0, 500),
+    oldest=st.floats(4.0, 5.0),
+    deadline=st.floats(5.0, 40.0, exclude_min=True),
+)
+engines = st.builds(Engine, in_hand=st.integers(0, 3), wait=st.floats(0, 0.05))
+knobs = st.builds(
+    BatchingSpec,
+    max_batch_size=st.integers(8, 200),
+    preferred_batch_sizes=st.lists(st.integers(1, 8), max_size=3).map(tuple),
+    slo_ms=st.none() | st.floats(1, 500),
+    max_batch_delay_ms=st.none() | st.floats(0, 100),
+    padding=st.builds(PaddingSpec, batch=st.booleans()),
+)
+histories = st.lists(st.tuples(st.integers(1, 200), st.floats(0.0001, 0.1)), max_size=40)
+
+
+@given(loads, engines, knobs, histories, st.integers(0, 20_000))
+def test_no_decision_exceeds_the_cap_or_keeps_a_free_engine_without_cause(
+    waiting: Waiting, engine: Engine, spec: BatchingSpec, history: list[tuple[int, float]], rate: int
+) -> None:
+    made = policy(spec, rate=rate, known=False)
+    for rows, seconds in history:
+        made.finished(5.0, rows, seconds)
+    decision = made.decide(5.0, waiting, engine)
+    if not waiting.rows or engine.in_hand >= DEPTH:
+        assert decision == Hold()
+    elif isinstance(decision, Cut):
+        assert 1 <= decision.rows <= min(waiting.rows, spec.max_batch_size, made.buckets.top)
+        assert decision.hopeless >= 5.0  # take() refuses what is due before: no row is launched after its deadline
+        assert decision.reason in {"full", "engine_free", "deadline", "delay", "bucket"}
+    else:
+        assert isinstance(decision, Wait)
+        assert decision.until > 5.0
+        # Somebody is expected by then, and a free engine waits no longer than its operator allowed.
+        assert made.rate.at(5.0) * (decision.until - 5.0) >= 1
+        if not engine.in_hand:
+            assert decision.until <= waiting.oldest + spec.delay_seconds
+            assert decision.until < waiting.deadline
+        else:
+            assert decision.until <= 5.0 + engine.wait
+
+
+@given(st.integers(1, 5000))
+def test_buckets_hold_every_batch_and_waste_a_third_at_most(most: int) -> None:
+    sizes = bucket_sizes(most)
+    assert sizes[-1] == most
+    assert list(sizes) == sorted(set(sizes))
+    buckets = Buckets(sizes)
+    for rows in range(1, min(most, 300) + 1):
+        assert buckets.up(rows) >= rows
+        assert buckets.down(rows) <= rows
+        assert buckets.below(rows) < rows or rows == 1
+        if rows > 16:
+            assert buckets.up(rows) - rows <= buckets.up(rows) / 3
+
+
+def test_the_usual_buckets() -> None:
+    assert bucket_sizes(128) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+    assert bucket_sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert bucket_sizes(64, (8, 32)) == (8, 32)
