@@ -13,6 +13,8 @@ names below. Who ends a thing deletes its keys in the same script; the keys of `
       :topics :part:<t>:want :part:<t>:own :part:<t>:since
       :tenant:<t> :demands :demand:<model>.<version>
       :ev                           stream of changes, about 10 000
+      :flights                      what the workers' engines hold: <lease>/<slot> → time|topic/partition:first-last;…
+      :tries:<topic>/<partition>    launches lost by offset, and `claims` without progress; ttl a day
     <prefix>:registry:{models, deployments, routes, knobs, rev}
     <prefix>:inbox:{<inbox>}:<partition>                  token of the client that reads it; ttl
     <prefix>:cancels                stream of cancelled request ids; ttl of the longest lived
@@ -31,7 +33,7 @@ TOMBSTONE_MS = 600_000  # longer than any delayed duplicate of a commit can be u
 
 _POOL_WITHOUT_TTL = (
     r"epoch|tok|leader|nodes|node:[^:]+(:devs|:leases)?|devs|dev:[^:]+(:leases)?|lease:[^:]+(:parts|:want)?|lexp|quar"
-    r"|topics|part:[^:]+:(want|own|since)|tenant:[^:]+|demands|demand:[^:]+|ev"
+    r"|topics|part:[^:]+:(want|own|since)|tenant:[^:]+|demands|demand:[^:]+|ev|flights"
 )
 WITHOUT_TTL = re.compile(rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|knobs|rev))")
 """Keys that may lack a ttl; a test that finds another one has found a leak."""
@@ -45,6 +47,11 @@ def pool(prefix: str, name: str) -> str:
 def events(prefix: str, name: str) -> str:
     """The stream of a pool's changes."""
     return f"{pool(prefix, name)}:ev"
+
+
+def flights(prefix: str, name: str) -> str:
+    """What the engines of a pool hold."""
+    return f"{pool(prefix, name)}:flights"
 
 
 def demand(prefix: str, name: str, deployment: ModelVersion) -> str:

@@ -2,6 +2,7 @@
 
     <prefix>.requests.<model>.<version>   work for one model version; group headrace.<model>.<version>
     <prefix>.requests.<model>             work whose version the route table decides
+    <prefix>.retry.<model>.<version>      requests to be tried again later; one partition for each delay
     <prefix>.replies.<inbox>              responses; each client instance reads one partition of it, without a group
     <prefix>.dead.<model>                 requests that could not be answered by a result, with the reason
 
@@ -24,6 +25,16 @@ def requests(prefix: str, model: str, version: int) -> str:
 def unversioned_requests(prefix: str, model: str) -> str:
     """The topic of requests whose version is still to be decided."""
     return f"{prefix}.requests.{model}"
+
+
+def retry(prefix: str, model: str, version: int) -> str:
+    """The topic of requests that wait for their next attempt."""
+    return f"{prefix}.retry.{model}.{version}"
+
+
+def retry_group(prefix: str, model: str, version: int) -> str:
+    """The group id under which retries are committed when they went back; nobody ever joins it."""
+    return f"{prefix}.retry.{model}.{version}"
 
 
 def replies(prefix: str, inbox: str) -> str:

@@ -7,17 +7,21 @@ when it is lost, new requests name another partition and the old one is read unt
 The poll is never cancelled, because what it took would be lost; it looks at a flag between two short polls. Positions
 are counted here, so a reader that fails or hangs is replaced without losing or repeating a response, for as long as it
 takes: how long anyone waits is decided by the ttl alone.
+
+Anybody may write into the log, and a record that the client library cannot decode fails a whole poll without saying
+where it stands. From then on records are taken one at a time, up to the end that the log had, and the one that fails
+twice is passed over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from contracts import topics
 from contracts.adapters.inboxes import Inboxes, InboxLease
-from contracts.adapters.kafka import Admin, OffsetOutOfRange, Partition, Reader, Record
+from contracts.adapters.kafka import Admin, OffsetOutOfRange, Partition, Reader, Record, UnreadableRecord
 from contracts.clock import Clock
 from contracts.codec import decode_response
 from contracts.errors import InvalidRequest, Overloaded, TransportError
@@ -61,6 +65,10 @@ class Inbox:
         """Ids whose responses go to a partition that is not ours any more."""
         self._reader = Reader(kafka)
         self._positions: dict[Partition, int] = {}
+        self._suspect: dict[Partition, int] = {}
+        """Where something unreadable lies somewhere before an offset."""
+        self._failed_at: dict[Partition, int] = {}
+        """Where a single record could not be read once."""
         self._desired: dict[Partition, int] | None = None
         self._settled = asyncio.Event()
         self._is_stopping = False
@@ -144,22 +152,76 @@ class Inbox:
         if self._desired is not None:
             self._positions = {partition: self._positions.get(partition, at) for partition, at in self._desired.items()}
             self._desired = None
+            self._clear_suspects()
             self._assign()
             self._settled.set()
         try:
-            found = await self._reader.poll(timeout_ms=_POLL_MS)
+            await (self._take_singly() if self._suspect else self._take())
         except OffsetOutOfRange as exc:
             log.warning("responses were deleted unread: %s", exc)
             await self._skip_deleted()
             return
         now = self._clock.monotonic()
+        if now - self._heard_at > _SILENCE_SECONDS:
+            self._heard_at = now
+            await self._check_silence()
+
+    async def _take(self, *partitions: Partition, timeout_ms: int = _POLL_MS) -> None:
+        """Deliver what was fetched, of these partitions or of all."""
+        try:
+            found = await self._reader.poll(*partitions, timeout_ms=timeout_ms)
+        except UnreadableRecord as exc:
+            log.warning("something in the inbox cannot be read and is looked for: %s", exc)
+            self._seek_back()
+            bounds = await self._reader.bounds(list(self._positions))
+            self._suspect = {partition: end for partition, (_, end) in bounds.items()}
+            self._clear_suspects()
+            return
+        self._accept(found)
+
+    async def _take_singly(self) -> None:
+        """Deliver one record of each suspect partition, and whatever there is of the others."""
+        for partition in list(self._suspect):
+            try:
+                found = await self._reader.poll(partition, max_records=1, timeout_ms=_POLL_MS)
+            except UnreadableRecord as exc:
+                self._heard_at = self._clock.monotonic()
+                self._pass_over(partition, exc)
+                self._seek_back()
+            else:
+                self._accept(found)
+        self._clear_suspects()
+        if others := [partition for partition in self._positions if partition not in self._suspect]:
+            await self._take(*others, timeout_ms=0)
+
+    def _pass_over(self, partition: Partition, exc: UnreadableRecord) -> None:
+        """Give a record that could not be read one more chance, then none: only its way here may have harmed it."""
+        position = self._positions[partition]
+        if self._failed_at.pop(partition, None) != position:
+            self._failed_at[partition] = position
+            return
+        log.warning("offset %d of %s/%d was passed over: %s", position, partition.topic, partition.partition, exc)
+        self._pending.counts.malformed += 1
+        self._positions[partition] = position + 1
+
+    def _clear_suspects(self) -> None:
+        """Trust a partition again once everything is read that can have failed."""
+        for partition, end in list(self._suspect.items()):
+            if self._positions.get(partition, end) >= end:
+                del self._suspect[partition]
+                self._failed_at.pop(partition, None)
+
+    def _seek_back(self) -> None:
+        """A poll that failed may have moved any position, and dropped what it took."""
+        for partition, offset in self._positions.items():
+            self._reader.seek(partition, offset)
+
+    def _accept(self, found: Mapping[Partition, Sequence[Record]]) -> None:
+        now = self._clock.monotonic()
         for partition, records in found.items():
             self._heard_at = now
             self._positions[partition] = records[-1].offset + 1
             self._deliver(records, now)
-        if not found and now - self._heard_at > _SILENCE_SECONDS:
-            self._heard_at = now
-            await self._check_silence()
 
     def _deliver(self, records: Sequence[Record], now: float) -> None:
         resolve, tokens = self._pending.resolve, self._tokens

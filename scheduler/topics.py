@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from contracts import topics
 from contracts.adapters.kafka import Admin
 from contracts.errors import TransportError
+from contracts.retries import DELAYS_SECONDS
 from contracts.settings import KafkaSettings
 from scheduler.snapshot import Demands
 
@@ -40,6 +41,9 @@ def topics_of(demand: Demands, prefix: str) -> dict[str, TopicPlan]:
         spec = wanted.spec
         found[topics.requests(prefix, spec.model, spec.version)] = TopicPlan(
             spec.partitions, {"retention.ms": str(spec.topic.retention_ms)}
+        )
+        found[topics.retry(prefix, spec.model, spec.version)] = TopicPlan(
+            len(DELAYS_SECONDS), {"retention.ms": str(spec.topic.retention_ms)}
         )
         found[topics.dead(prefix, spec.model)] = TopicPlan(1, {"retention.ms": str(DEAD_RETENTION_MS)})
     return found

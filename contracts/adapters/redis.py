@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self, TypeVar, cast, get_args
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -71,6 +72,44 @@ def script_names() -> list[str]:
     return sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua") and not name.startswith("_"))
 
 
+class Channel:
+    """A connection for writes that nobody waits for: the server is told not to answer on it.
+
+    A write costs what copying it into a socket costs. What was written arrives, in order, unless the connection breaks
+    (`is_lost`) or the server stands still for so long that `MAX_UNSENT` bytes wait; then writes are dropped.
+    """
+
+    MAX_UNSENT = 1024 * 1024
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self.dropped = 0
+        """Writes that were not sent."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another one has to be opened."""
+        reader, writer = self._connection._reader, self._connection._writer  # noqa: SLF001 - it has no such question
+        return reader is None or writer is None or reader.at_eof() or writer.is_closing()
+
+    def write(self, *args: str) -> None:
+        """Send a command."""
+        writer = self._connection._writer  # noqa: SLF001 - its own sending waits
+        if writer is None or writer.is_closing() or writer.transport.get_write_buffer_size() > self.MAX_UNSENT:
+            self.dropped += 1
+            return
+        parts = [f"*{len(args)}\r\n".encode()]
+        for arg in args:
+            raw = arg.encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+        writer.write(b"".join(parts))
+
+    async def close(self) -> None:
+        """Close the connection when what was written is sent."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self._connection.disconnect()
+
+
 class RedisDoor:
     """A connection to Redis under one key prefix. Safe to share between tasks of one event loop."""
 
@@ -117,6 +156,15 @@ class RedisDoor:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    async def open_channel(self) -> Channel:
+        """A connection of its own for writes that nobody waits for. Raises TransportError."""
+        connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        with _translated():
+            async with asyncio.timeout(self._timeout_seconds):
+                await connection.connect()
+                await connection.send_command("CLIENT", "REPLY", "OFF")  # not answered either
+        return Channel(connection)
 
     async def command(self, *args: Argument) -> Any:
         """Run one plain command; texts come back as str."""

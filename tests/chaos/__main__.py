@@ -24,8 +24,10 @@ from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
 from deploy.embedded.processes import Server
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
+from tests.chaos.hostile import HOSTILE
 from tests.chaos.load import FOLDER, MODEL, Load, deployment
 from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
+from tests.e2e.hostile_kit import hostile_fleet
 
 
 @asynccontextmanager
@@ -75,11 +77,20 @@ async def run_scenario(
     }
 
 
+async def run_hostile(name: str, repeats: int, in_flight: int, *, env: dict[str, str] | None = None) -> Figures:
+    """One scenario of requests that harm their model, on a stack of its own."""
+    with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as folder:
+        async with hostile_fleet(Path(folder), env or {}, workers=2) as fleet:
+            return {"scenario": name, **await HOSTILE[name](fleet, repeats, in_flight)}
+
+
 async def _run(arguments: argparse.Namespace) -> int:
-    names = arguments.scenarios or [name for name in SCENARIOS if name != "kill-broker"]
+    names = arguments.scenarios or [name for name in (*SCENARIOS, *HOSTILE) if name != "kill-broker"]
     rows = []
     for name in names:
-        if name == "kill-broker":
+        if name in HOSTILE:
+            rows.append(await run_hostile(name, arguments.repeats, arguments.in_flight))
+        elif name == "kill-broker":
             async with three_brokers() as (stack, kafka):
                 rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight, kafka))
         else:
@@ -93,7 +104,13 @@ async def _run(arguments: argparse.Namespace) -> int:
 def main() -> None:
     """Read the arguments, disturb, report."""
     parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        choices=[*SCENARIOS, *HOSTILE, []],
+        metavar="SCENARIO",
+        help=", ".join((*SCENARIOS, *HOSTILE)),
+    )
     parser.add_argument("--kafka", choices=["embedded", "home"], default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--in-flight", type=int, default=256)

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from contracts import codec, messages, tensors
-from contracts.messages import ReplyAddress, RequestHeaders, Status
+from contracts.errors import ConfigurationError, InvalidRequest
+from contracts.messages import ReplyAddress, RequestBody, RequestHeaders, Status
+from contracts.specs import BatchingSpec, ModelSpec, parse_model
+from workers.ingest import responder, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLY = ReplyAddress("headrace.replies.node-demo", 0, "q7Rk2mZx")
@@ -42,6 +45,12 @@ def example_headers(before: str) -> list[tuple[str, bytes]]:
 def first_image() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     with np.load(ROOT / "deploy" / "fleet" / "digits.npz") as archive:
         return archive["images"][:1].astype(np.float32)  # type: ignore[no-any-return]
+
+
+def model(name: str) -> ModelSpec:
+    tensor = "{name: %s, datatype: FP32, shape: [-1, %d]}"
+    text = f"{{name: {name}, version: 2, backend: onnx, inputs: [{tensor % ('image', 64)}]"
+    return parse_model(f"{text}, outputs: [{tensor % ('scores', 10)}]}}", "model.yaml")
 
 
 def test_the_version_is_named() -> None:
@@ -96,10 +105,41 @@ def test_every_datatype_is_in_its_table_with_its_size() -> None:
         f"| tensors in a request | 1 to {codec.MAX_TENSORS} | `INVALID` |",
         f"| dimensions of a tensor | {tensors.MAX_DIMENSIONS} | `INVALID` |",
         f"| request body | {codec.MAX_INLINE_BYTES // 1024} KiB ",
+        f"| response body | {responder.MAX_RESPONSE_BYTES // 1024} KiB |",
     ],
 )
 def test_the_limits_are_the_ones_in_force(said: str) -> None:
     assert said in TEXT
+
+
+def test_rows_beyond_what_the_limits_name_are_refused_and_no_others() -> None:
+    assert "| 1 to the model's `max_request_rows`, which is its `max_batch_size` unless it says otherwise |" in TEXT
+    for batching, most in (
+        (BatchingSpec(max_batch_size=2), 2),
+        (BatchingSpec(max_batch_size=2, max_request_rows=5), 5),
+    ):
+        validator = validate.Validator(model("digits").model_copy(update={"batching": batching}))
+        rows = [
+            RequestBody((tensors.Tensor.from_numpy("image", np.zeros((count, 64), np.float32)),))
+            for count in (most, most + 1)
+        ]
+        assert validator.check(rows[0]).rows == most
+        with pytest.raises(InvalidRequest, match=f"takes 1 to {most} in a request"):
+            validator.check(rows[1])
+
+
+@pytest.mark.parametrize("tenant", ["Acme", "a" * 65, "é"])
+def test_a_tenant_that_is_no_name_is_invalid(tenant: str) -> None:
+    assert "a name as [above](#topics), or the answer is `INVALID`" in TEXT
+    with pytest.raises(InvalidRequest):
+        codec.decode_headers([("v", b"1.0"), ("id", b"x"), ("tenant", tenant.encode())])
+
+
+def test_the_model_name_that_the_page_refuses_is_refused_for_the_one_it_recommends() -> None:
+    assert "`llama-3.1` has to be\n  `llama-3-1`" in TEXT
+    with pytest.raises(ConfigurationError, match="'llama-3-1'"):
+        model("llama-3.1")
+    assert model("llama-3-1").name == "llama-3-1"
 
 
 def test_the_request_of_the_example_is_what_the_codec_writes() -> None:

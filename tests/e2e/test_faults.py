@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness import print_table, running_stack
 from deploy.embedded.stack import EmbeddedStack
-from tests.chaos.__main__ import run_scenario, three_brokers
+from tests.chaos.__main__ import run_hostile, run_scenario, three_brokers
 from tests.chaos.scenarios import Figures
 from tests.servers import KAFKAS, KafkaName, ServerPool
 
@@ -43,6 +43,26 @@ async def test_a_broker_of_three_dies_unnoticed(servers: ServerPool) -> None:
     servers.kafka("apache")
     async with three_brokers() as (stack, kafka):
         judge(await run_scenario("kill-broker", stack, repeats=1, in_flight=IN_FLIGHT, kafka=kafka))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_rows_that_raise_are_put_aside_and_nobody_else_suffers() -> None:
+    row = await run_hostile("poison", 1, IN_FLIGHT)
+    print_table([row])
+    judge(row)
+    assert row["dead_letters"] == row["poison"] == 100
+    assert float(str(row["extra_forwards_each"])) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_rows_that_kill_or_wedge_the_engine_are_put_aside_and_nobody_else_suffers() -> None:
+    row = await run_hostile("crash-poison", 1, IN_FLIGHT, env={"HEADRACE_WORKER__WATCHDOG_SECONDS": "1"})
+    print_table([row])
+    judge(row)
+    assert row["dead_letters"] == row["poison"] == 4
+    assert int(str(row["attempts_max"])) <= 3
 
 
 SLOWNESS = 3  # the bound of 500 ms is for a quiet machine; here the suite and the fleet share two cores

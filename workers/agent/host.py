@@ -218,7 +218,10 @@ class Host:
             worker.ended_at = now
         if role == "engine":
             worker.deaths = [*(then for then in worker.deaths if now - then < RESPAWN_WINDOW_SECONDS), now]
-            worker.engine_due = now + respawn_delay(worker.deaths, now)
+            has_served = worker.engine is not None and self._folder.has_served(
+                worker.lease.id, worker.engine.identity.pid
+            )
+            worker.engine_due = now + respawn_delay(worker.deaths, now, has_served=has_served)
         if not worker.processes():
             self._folder.clear(worker.lease.id)  # at once, also when the pool cannot be told yet
         self._on_change()

@@ -207,13 +207,16 @@ def next_due(workers: Mapping[str, WorkerView], now: float) -> float | None:
     return min((moment for moment in moments if moment > now), default=None)
 
 
-def respawn_delay(deaths: Sequence[float], now: float) -> float:
+def respawn_delay(deaths: Sequence[float], now: float, *, has_served: bool = False) -> float:
     """Seconds before an engine is started again after the deaths at these times, the last of them just now.
 
     The first is answered at once: it was probably one bad request. From the second within a minute on it is the model
-    or the machine, and hammering would help neither.
+    or the machine, and hammering would help neither. An engine that was ready before it died is another matter: its
+    worker is finding out which request kills it, and everybody else waits meanwhile.
     """
     recent = sum(1 for death in deaths if now - death < RESPAWN_WINDOW_SECONDS)
     if recent < 2:  # noqa: PLR2004 - the first one
         return 0.0
+    if has_served:
+        return _first_delay
     return min(_longest_delay, _first_delay * 2.0 ** min(recent - 2, 16))

@@ -62,6 +62,12 @@ class RunFolder:
         shared = Path("/dev/shm")  # noqa: S108 - only to remove what the ingest created exclusively
         return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / f"headrace-{lease}"
 
+    def has_served(self, lease: str, pid: int) -> bool:
+        """Whether this engine was ready once; its ingest leaves its process id beside the socket when it is."""
+        with contextlib.suppress(OSError):
+            return (self.path / f"{lease}.served").read_text(encoding="ascii") == str(pid)
+        return False
+
     def fault(self, lease: str) -> str | None:
         """Why a worker of this lease could not run here, or None."""
         path = str(self.socket(lease))
@@ -84,7 +90,7 @@ class RunFolder:
 
     def clear(self, lease: str) -> None:
         """Remove what only living processes need: the socket, and the slots with their memory."""
-        for path in (self.socket(lease), self.slots(lease)):
+        for path in (self.socket(lease), self.slots(lease), self.path / f"{lease}.served"):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 

@@ -162,6 +162,13 @@ class BatchQueue:
         self.rows -= sum(delivery.rows for delivery in group)
         return group
 
+    @property
+    def next_suspect(self) -> Delivery | None:
+        """The suspect that is next and must have the engine to itself; None when something else is next."""
+        if self._groups and self._groups[0][0].is_suspect:
+            return self._groups[0][0]
+        return None
+
     def take(
         self, key: Hashable, max_rows: int, now: float, hopeless: float = 0.0
     ) -> tuple[list[Delivery], list[Delivery]]:

@@ -26,6 +26,7 @@ from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
+from workers.ingest.suspects import Suspects
 from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed
 from workers.slots import SlotFile, SlotPool
@@ -45,6 +46,12 @@ class _InFlight(NamedTuple):
     deliveries: list[Delivery]
     rows: int
     cut: str
+    number: int
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing may run beside it."""
+        return self.deliveries[0].is_suspect
 
 
 class Batcher:
@@ -62,6 +69,7 @@ class Batcher:
         may_launch: Callable[[], bool],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
+        suspects: Suspects,
         worker: str,
     ) -> None:
         """`may_launch` is asked before every launch: engine ready, lease trusted.
@@ -79,8 +87,10 @@ class Batcher:
         self._may_launch = may_launch
         self._is_trusted = is_trusted
         self._cancelled = cancelled
+        self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, _InFlight] = {}
+        self._launched = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
         self._arrived_rows = 0
@@ -119,7 +129,7 @@ class Batcher:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
         while len(self._in_flight) < DEPTH and self.queue and self._pool.free:
-            if not (self._publisher.has_room and self._may_launch()):
+            if not (self._publisher.has_room and self._may_launch()) or self._must_wait_for_suspect():
                 break
             taken = self._next()
             if taken is None:
@@ -128,6 +138,31 @@ class Batcher:
             if deliveries:
                 self._launch(deliveries, reason)
         self._tell_room()
+
+    def _must_wait_for_suspect(self) -> bool:
+        """Nothing runs beside a suspect, and no suspect runs before its launch is journaled."""
+        suspect = self.queue.next_suspect
+        if suspect is None:
+            return any(flight.is_alone for flight in self._in_flight.values())
+        return bool(self._in_flight) or not self._suspects.may_launch(suspect)
+
+    @property
+    def running(self) -> int | None:
+        """The number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
+        return next((flight.number for flight in self._in_flight.values()), None)
+
+    @property
+    def in_flight(self) -> list[Delivery]:
+        """What the engine has."""
+        return [delivery for flight in self._in_flight.values() for delivery in flight.deliveries]
+
+    def run_alone(self, delivery: Delivery) -> None:
+        """Run a suspect before anything else."""
+        parts = split(delivery, self._largest)
+        for part in parts:
+            part.lost, part.lost_alone, part.is_watched = delivery.lost, delivery.lost_alone, True
+        self.queue.put_groups(isolate.singles(parts))
+        self.pump()
 
     def _tell_room(self) -> None:
         if self.queue.rows >= self._limit and not self._rejects:
@@ -206,11 +241,13 @@ class Batcher:
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
-        self._in_flight[slot] = _InFlight(deliveries, rows, reason)
+        self._launched += 1
+        self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
         self._free_at = max(now, self._free_at if len(self._in_flight) > 1 else now) + self._policy.table.mean(rows)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
+        self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
         self._send(Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters))
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
@@ -267,6 +304,8 @@ class Batcher:
             succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
             settled(delivery)
         self._responder.count_successes()
+        if flight.is_alone:
+            self._suspects.settled(flight.deliveries[0])
         self._policy.answered(now, flight.rows, late)
         if late:
             _late.inc(late)
@@ -284,11 +323,21 @@ class Batcher:
             self.queue.put_groups(isolate.halves(deliveries))
         elif failed.kind == "error":
             self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
-            self.queue.settled(deliveries[0])
+            self._settle(deliveries[0])
+        elif failed.kind == "output":
+            self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
+            self._settle(deliveries[0])
+        elif deliveries[0].memory_failures == 0:
+            deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
+            self.queue.put_groups([deliveries])
         else:
-            self._responder.fail(deliveries[0], Status.INTERNAL, failed.message, retryable=failed.kind == "memory")
-            self.queue.settled(deliveries[0])
+            self._responder.retry(deliveries[0], "memory", failed.message)
+            self._settle(deliveries[0])
         self.pump()
+
+    def _settle(self, delivery: Delivery) -> None:
+        self._suspects.settled(delivery)
+        self.queue.settled(delivery)
 
     def engine_lost(self) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
@@ -298,16 +347,24 @@ class Batcher:
             if not self._is_trusted():
                 self._forget(flight.deliveries)
                 continue
-            suspects = [d for d in flight.deliveries if not isolate.is_poison(d.launches)]
-            self.queue.put_groups(isolate.singles(suspects))
-            for delivery in flight.deliveries:
-                if isolate.is_poison(delivery.launches):
-                    text = f"the engine died {delivery.launches} times while it ran this request"
-                    self._responder.poison(delivery, text)
-                    self.queue.settled(delivery)
+            self._suspects.lost(flight.deliveries, is_alone=len(flight.deliveries) == len(flights) == 1)
+            self._try_alone(flight.deliveries)
+
+    def _try_alone(self, deliveries: list[Delivery]) -> None:
+        """Queue suspects, each by itself, and put aside those that had their chances."""
+        guilty = [d for d in deliveries if isolate.is_poison(d.lost, d.lost_alone)]
+        self.queue.put_groups(isolate.singles([d for d in deliveries if d not in guilty]))
+        for delivery in guilty:
+            text = (
+                f"the engine ended {delivery.lost} times while it ran this request, {delivery.lost_alone} times alone"
+            )
+            delivery.request.lost = delivery.lost
+            self._responder.poison(delivery, text)
+            self.queue.settled(delivery)
 
     def _forget(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
+            self._suspects.dropped(delivery)
             forget(delivery)
             self.queue.settled(delivery)
 
@@ -320,6 +377,7 @@ class Batcher:
     def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
         for delivery in self.queue.remove(unwanted):
+            self._suspects.dropped(delivery)
             forget(delivery)
         self._tell_room()
 

@@ -35,8 +35,10 @@ class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
-    given to an engine. `urgency` is where it stands in its line: the queue's own. `whole` is the request of which it is
-    part number `part`, None when the request was not split.
+    given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
+    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
+    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
+    the request was not split.
     """
 
     __slots__ = (
@@ -44,9 +46,14 @@ class Delivery:
         "batched_us",
         "deadline",
         "inputs",
+        "is_journaled",
+        "is_watched",
         "lane",
         "launched",
         "launches",
+        "lost",
+        "lost_alone",
+        "memory_failures",
         "origin",
         "parameters",
         "part",
@@ -85,3 +92,18 @@ class Delivery:
         self.launched = 0.0
         self.batched_us = 0
         self.launches = 0
+        self.lost = 0
+        self.lost_alone = 0
+        self.memory_failures = 0
+        self.is_journaled = False
+        self.is_watched = False
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it must run with nothing beside it."""
+        return self.lost > 0 or self.is_watched
+
+    @property
+    def request(self) -> Delivery:
+        """The request that this is, or is a part of."""
+        return self if self.whole is None else self.whole.delivery

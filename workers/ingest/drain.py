@@ -25,12 +25,16 @@ from contracts.errors import TransportError
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
 from workers.ingest.claim import Claim
+from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.offsets import Arrival
 from workers.ingest.settings import WorkerGroup
+from workers.ingest.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
+CAREFUL_CLAIMS = 3
+"""A partition that was begun so often without getting on has something in it that ends workers."""
 _POLL_MS = 200
 _PROBE_MS = 100
 _RETRY_SECONDS = 0.5
@@ -39,7 +43,7 @@ _RETRY_SECONDS = 0.5
 class Drain:
     """The partitions of one request topic that this worker owns."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it joins
         self,
         topic: str,
         reader: Reader,
@@ -49,8 +53,10 @@ class Drain:
         clock: Clock,
         settings: WorkerGroup,
         may_take: Callable[[], bool],
+        suspects: Suspects,
+        forwarder: Forwarder,
     ) -> None:
-        """`may_take` is asked before every poll: lease trusted."""
+        """`may_take` is asked before every poll: lease trusted. `forwarder` works while partition 0 is ours."""
         self.topic = topic
         self._reader = reader
         self._intake = intake
@@ -58,6 +64,9 @@ class Drain:
         self._clock = clock
         self._settings = settings
         self._may_take = may_take
+        self._forwarder = forwarder
+        self._journal = suspects.journal
+        self._suspects = suspects
         self._claims: dict[Partition, Claim] = {}
         self._claimed = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -87,14 +96,24 @@ class Drain:
         if not fresh:
             return
         starts = await self._starts(fresh)
-        for partition, start in starts.items():
-            self._claims[partition] = Claim(partition, start)
+        waits = {p.partition: (start, start < end) for p, (start, end) in starts.items()}
+        pasts = await self._journal.claim(self.topic, waits)
+        for partition, (start, _) in starts.items():
+            past = pasts[partition.partition]
+            careful = start + self._settings.poll_records if past.claims >= CAREFUL_CLAIMS else 0
+            if careful or past.suspects:
+                log.warning("%s/%d: %d suspects, begun %d times", *partition, len(past.suspects), past.claims)
+            self._claims[partition] = Claim(
+                partition, start, suspects=past.suspects, careful_until=careful, claims=past.claims
+            )
             self._reader.begin(partition, start)
+        if any(partition.partition == 0 for partition in starts):
+            self._forwarder.take()
         self._claimed.set()
         metrics.PARTITIONS.set(len(self._claims))
 
-    async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where to begin: the committed offset if the log still has it, else the log's start."""
+    async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+        """Where to begin: the committed offset if the log still has it, else the log's start; and the log's end."""
         committed = await self._reader.committed(partitions)
         bounds = await self._reader.bounds(partitions)
         starts = {}
@@ -107,7 +126,7 @@ class Drain:
                 log.error(
                     "%s/%d: committed offset %d is beyond the end %d; reading from the start", *partition, at, end
                 )
-            starts[partition] = at if at is not None and first <= at <= end else first
+            starts[partition] = (at if at is not None and first <= at <= end else first), end
         return starts
 
     async def give(self, numbers: Iterable[int]) -> frozenset[int]:
@@ -117,6 +136,8 @@ class Drain:
             return frozenset()
         claims = {self._claims[partition] for partition in giving}
         self._silence(claims)
+        if any(partition.partition == 0 for partition in giving):
+            await self._forwarder.give()
         settled = asyncio.gather(*(claim.settle() for claim in claims))
         try:
             async with asyncio.timeout(self._settings.handover_drain_seconds):
@@ -131,6 +152,8 @@ class Drain:
                 await self.commit(self._settings.handover_commit_seconds, final=True)
         except TimeoutError:
             log.warning("%s: handing over without the last commit; some requests will be repeated", self.topic)
+        for claim in claims:
+            self._note_progress(claim)  # it was not what ended us
         for partition in giving:
             self._claims.pop(partition, None)
         metrics.PARTITIONS.set(len(self._claims))
@@ -238,9 +261,13 @@ class Drain:
 
     def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
+        is_wary = claim.is_wary
         for record in records:
             arrival = tracker.receive(record.offset)
             if arrival is Arrival.NEXT:
+                if is_wary and claim.is_suspect(record.offset):
+                    self._suspects.put(claim, record)
+                    continue
                 delivery = take(claim, record)
                 if delivery is not None:
                     put(delivery)
@@ -254,7 +281,7 @@ class Drain:
         """The log's bounds moved past a position (retention, a restored log): begin these claims anew."""
         mine = [partition for partition in partitions if partition in self._claims]
         starts = await self._starts(mine)
-        for partition, start in starts.items():
+        for partition, (start, _) in starts.items():
             log.error("%s/%d: position lost, starting again at %d", *partition, start)
             claim = self._claims[partition]
             if not claim.giving:
@@ -293,4 +320,10 @@ class Drain:
                 claim = self._claims.get(partition)
                 if claim is not None:
                     claim.tracker.commit_succeeded(offset)
+                    self._note_progress(claim)
             return True
+
+    def _note_progress(self, claim: Claim) -> None:
+        if claim.claims:
+            claim.claims = 0
+            self._journal.progressed(self.topic, claim.partition.partition)

@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import Protocol, cast
 
+from workers.ingest.engine_process import EngineProcess, peer_pid
 from workers.link import Batch, Done, Failed, FrameDecoder, Hello, Load, LoadFailed, Message, Ready, Stop, encode
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,14 @@ class _Connection(asyncio.Protocol):
             self._link.hear(self, message)
         elif isinstance(message, Hello) and hmac.compare_digest(message.token, self._link.token):
             self._is_trusted = True
-            self._link.adopt(self)
+            self._link.adopt(self, self._process_of(message))
         else:
             log.error("a stranger connected to the engine link")
             self.close()
+
+    def _process_of(self, hello: Hello) -> EngineProcess:
+        connected = None if self._transport is None else self._transport.get_extra_info("socket")
+        return EngineProcess((peer_pid(connected) if connected is not None else None) or hello.pid)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         if self._is_trusted:
@@ -88,8 +93,13 @@ class EngineLink:
         self._handler = handler
         self._server: asyncio.Server | None = None
         self._current: _Connection | None = None
-        self.is_ready = False
-        """Whether an engine is connected and warm."""
+        self._process: EngineProcess | None = None
+        self._is_warm = self._is_retiring = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an engine is connected and warm, and takes batches."""
+        return self._is_warm and not self._is_retiring
 
     async def start(self) -> None:
         """Listen."""
@@ -103,7 +113,8 @@ class EngineLink:
         """Tell the engine to exit and listen no more; idempotent."""
         server, self._server = self._server, None
         connection, self._current = self._current, None
-        self.is_ready = False
+        self._is_warm = False
+        self._forget_process()
         if connection is not None:
             connection.send(Stop())
             connection.close()
@@ -117,13 +128,41 @@ class EngineLink:
         if self._current is not None:
             self._current.send(batch)
 
-    def adopt(self, connection: _Connection) -> None:
+    def kill(self) -> None:
+        """End the engine at once; what it holds is lost, and `engine_lost` follows."""
+        if self._process is not None:
+            self._process.kill()
+
+    def retire(self) -> None:
+        """Let the engine finish the batches that it has, and end; it gets no further ones."""
+        if self._current is not None and not self._is_retiring:
+            self._is_retiring = True
+            self._current.send(Stop())
+
+    @property
+    def memory_mib(self) -> float:
+        """Resident memory of the engine, 0 while there is none."""
+        return 0.0 if self._process is None else self._process.memory_mib()
+
+    def adopt(self, connection: _Connection, process: EngineProcess) -> None:
         """A new engine has shown the token; an earlier one, if still connected, is dropped."""
         previous, self._current = self._current, connection
         if previous is not None:
             previous.close()
             self._end_of_engine()
+        self._process = process
         connection.send(self._load)
+
+    def _leave_word(self) -> None:
+        """Let the node agent know that this engine got ready: should it die, the next one may come at once."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._path.with_suffix(".served").write_text(str(self._process.pid), encoding="ascii")
+
+    def _forget_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     def lost(self, connection: _Connection) -> None:
         """A connection ended."""
@@ -132,8 +171,9 @@ class EngineLink:
             self._end_of_engine()
 
     def _end_of_engine(self) -> None:
-        was_ready, self.is_ready = self.is_ready, False
-        if was_ready:
+        was_warm, self._is_warm, self._is_retiring = self._is_warm, False, False
+        self._forget_process()
+        if was_warm:
             self._handler.engine_lost()
 
     def hear(self, connection: _Connection, message: Message) -> None:
@@ -145,7 +185,8 @@ class EngineLink:
         elif isinstance(message, Failed):
             self._handler.engine_failed(message)
         elif isinstance(message, Ready):
-            self.is_ready = True
+            self._is_warm = True
+            self._leave_word()
             self._handler.engine_ready(message)
         elif isinstance(message, LoadFailed):
             self._handler.engine_cannot_load(message.message)

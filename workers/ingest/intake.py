@@ -46,6 +46,12 @@ class Intake:
             self._responder.refuse(origin, error)
             return None
 
+    def bury(self, claim: Claim, record: Record, message: str, attempts: int) -> None:
+        """Put a record aside without looking into its body, which has ended workers before."""
+        claim.open += 1
+        request_id, reply = decode_address(record.headers)
+        self._responder.condemn(Origin(claim, record, request_id, reply), message, attempts)
+
     def _accept(self, origin: Origin, headers: RequestHeaders) -> Delivery:
         self._check_model(headers)
         now, broker_now = self._clock.monotonic(), self._broker_time.now_ms()

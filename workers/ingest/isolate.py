@@ -1,8 +1,9 @@
 """What becomes of a batch that failed, as pure functions.
 
 A batch that raised is halved until the request that fails by itself is found: one bad row in 32 costs at most ten
-further runs. A batch whose engine died under it makes all its requests suspects, which run alone. A request that was
-launched `MAX_LAUNCHES` times without an outcome is poison.
+further runs. A batch whose engine died under it makes all its requests suspects, which run alone: nothing else is in
+the engine meanwhile, so that a death has one possible cause. A request whose launches were lost `MAX_LAUNCHES` times,
+the last `MIN_ALONE` of them alone, is poison; one that was beside a killer is not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 MAX_LAUNCHES = 3
+MIN_ALONE = 2
 
 _T = TypeVar("_T")
 
@@ -25,6 +27,8 @@ def singles(batch: list[_T]) -> list[list[_T]]:
     return [[member] for member in batch]
 
 
-def is_poison(launches: int) -> bool:
-    """Whether a request that again took its engine down has had its chances."""
-    return launches >= MAX_LAUNCHES
+def is_poison(lost: int, lost_alone: int) -> bool:
+    """Whether a request had its chances: how many of its launches ended with the engine, or worker, and how many of
+    those it was alone in.
+    """
+    return lost >= MAX_LAUNCHES and lost_alone >= MIN_ALONE

@@ -11,12 +11,18 @@ BATCH_ROWS = telemetry.histogram(
 )
 COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
 QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.")
+ENGINE_KILLS = telemetry.counter("engine_kills", "Engines ended by their worker, by the reason.", "reason")
 BATCH_WAIT = telemetry.histogram("worker_batch_wait_seconds", "From taking a batch's oldest request to its launch.")
 DEADLINE_MISSES = telemetry.counter(
     "worker_deadline_misses", "Rows refused because they could not be in time, and rows answered late.", "how"
 )
 ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that ended under this worker.")
 DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
+DEAD_LETTERS_LOST = telemetry.counter("worker_dead_letters_lost", "Dead letters that their topic did not take.")
+SUSPECTS = telemetry.counter("worker_suspects", "Records taken with care, since a worker had ended with them.")
+JOURNAL_GAPS = telemetry.counter("worker_journal_gaps", "Times that launches could not be journaled.")
+RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
+FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
 COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
 UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")

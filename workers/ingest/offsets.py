@@ -86,6 +86,10 @@ class OffsetTracker:
         elif self._base < offset < self.expected:
             self._done.add(offset)
 
+    def is_done(self, offset: int) -> bool:
+        """Whether a record is answered."""
+        return offset < self._base or offset in self._done
+
     def to_commit(self) -> int | None:
         """The value to commit now, None when the last commit still says it all."""
         return self._base if self._base > self.committed else None

@@ -6,7 +6,7 @@ given up: after a transport error the producer is rebuilt and everything unackno
 responses collapse at the client. Only a destination that does not exist ends a record's way.
 
 Every record comes with two continuations, each a function and its argument: `settle` is called when the record is
-acknowledged and never before, `lost` when its destination does not exist.
+acknowledged and never before, `lost` when its destination does not exist or does not take a record of its size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from contracts.adapters.kafka import Ack, Outgoing, Producer, TopicMissing
 from contracts.clock import Clock
-from contracts.errors import HeadraceError
+from contracts.errors import HeadraceError, InvalidRequest
 from workers.ingest import metrics
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ BUFFER_BYTES = 64 * 1024 * 1024
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 Continuation = tuple[Callable[[Any], None], Any]
+_Continuations = tuple[Continuation, Continuation]
 
 
 class _Destination:
@@ -39,7 +40,7 @@ class _Destination:
     def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
         self.records: list[Outgoing] = []
-        self.continuations: list[tuple[Continuation, Continuation]] = []
+        self.continuations: list[_Continuations] = []
         self.task: asyncio.Task[None] | None = None
 
 
@@ -84,17 +85,28 @@ class Publisher:
                 records, continuations = destination.records, destination.continuations
                 destination.records, destination.continuations = [], []
                 is_acknowledged = await self._send(destination, records)
-                self.waiting_bytes -= sum(len(value or b"") for value, _ in records)
-                for settle, lost in continuations:
-                    function, argument = settle if is_acknowledged else lost
-                    function(argument)
+                self.waiting_bytes -= sum(len(record[0] or b"") for record in records)
+                if is_acknowledged is None:
+                    await self._send_singly(destination, records, continuations)
+                else:
+                    _continue(continuations, is_acknowledged=is_acknowledged)
                 self._progress()
         finally:
             destination.task = None
             self._destinations.pop((destination.topic, destination.partition), None)
 
-    async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> bool:
-        """Return True when the records are acknowledged, False when their destination does not exist."""
+    async def _send_singly(
+        self, destination: _Destination, records: Sequence[Outgoing], continuations: Sequence[_Continuations]
+    ) -> None:
+        """One of these is too large for the broker; the others must not suffer for it."""
+        for record, following in zip(records, continuations, strict=True):
+            is_acknowledged = len(records) > 1 and await self._send(destination, [record])
+            _continue([following], is_acknowledged=bool(is_acknowledged))
+
+    async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> bool | None:
+        """Return whether the records are acknowledged: False when their destination does not exist, None when one of
+        them is too large.
+        """
         for attempt in itertools.count():
             generation, sent_ms = self._generation, self._clock.unix_ms()
             try:
@@ -102,6 +114,10 @@ class Publisher:
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)
                 return False
+            except InvalidRequest as exc:
+                log.warning("%d records are refused: %s", len(records), exc)
+                await self._rebuild(generation)  # the refused batch took sequence numbers
+                return None
             except HeadraceError as exc:
                 metrics.PUBLISH_RETRIES.inc()
                 log.warning("publishing %d records again: %s", len(records), exc)
@@ -139,3 +155,9 @@ class Publisher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _continue(continuations: Sequence[_Continuations], *, is_acknowledged: bool) -> None:
+    for settle, lost in continuations:
+        function, argument = settle if is_acknowledged else lost
+        function(argument)

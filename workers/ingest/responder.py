@@ -6,13 +6,16 @@ letter is acknowledged before its response is published, so that no request ends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from contracts import topics
+from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers
+from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
+from contracts.retries import DELAYS_SECONDS, next_delay, retry_headers
 from contracts.tensors import Tensor
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin
@@ -27,11 +30,25 @@ _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status
 class Responder:
     """Answers requests of one model version on behalf of one worker."""
 
-    def __init__(self, publisher: Publisher, key: ModelVersion, *, prefix: str, worker: str) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        key: ModelVersion,
+        *,
+        prefix: str,
+        undertaker: Undertaker,
+        clock: Clock,
+        retry_delays: Sequence[float] = DELAYS_SECONDS,
+    ) -> None:
+        """`undertaker` is what this worker's dead letters say about it."""
         self._publisher = publisher
         self._key = key
         self._prefix = prefix
-        self._worker = worker
+        self._worker = undertaker.worker
+        self._undertaker = undertaker
+        self._clock = clock
+        self._retry_topic = topics.retry(prefix, key.model, key.version)
+        self._retry_delays = retry_delays
         self._dead_topic = topics.dead(prefix, key.model)
         self._succeeded = 0
         self.device = ""
@@ -61,12 +78,53 @@ class Responder:
         _counters[status].inc()
         self._reply(delivery.origin, status, self._error_body(delivery.origin, message, timing, retryable=retryable))
 
+    def retry(self, delivery: Delivery, reason: str, message: str) -> None:
+        """Put a request off that failed for a reason that passes; answer INTERNAL when it has had its attempts or has
+        no time for another one.
+        """
+        origin = delivery.origin
+        left = delivery.deadline - self._clock.monotonic()
+        delay = next_delay(origin.attempt, left, self._retry_delays)
+        if delay is None:
+            self.fail(delivery, Status.INTERNAL, message, retryable=True)
+            return
+        record = origin.record
+        headers = retry_headers(
+            record.headers,
+            attempt=origin.attempt,
+            left_ms=int(left * 1000),
+            reason=reason,
+            message=message,
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            first_ms=record.timestamp,
+        )
+        metrics.RETRIES.labels(reason).inc()
+        copy = (record.value, headers, record.key or origin.request_id.encode())
+        self._publisher.publish(
+            self._retry_topic,
+            delay,
+            copy,
+            (origin.claim.answered, record.offset),
+            (lambda _: self.fail(delivery, Status.INTERNAL, message, retryable=True), None),
+        )
+
     def poison(self, delivery: Delivery, message: str) -> None:
         """Put a request aside, then answer POISON; not when its partition is another worker's by now."""
         if delivery.origin.claim.is_over:
             delivery.origin.claim.dropped()
             return
-        self._bury(delivery.origin, "poison", message, lambda _: self.fail(delivery, Status.POISON, message))
+        self._bury(
+            delivery.origin,
+            "poison",
+            message,
+            lambda _: self.fail(delivery, Status.POISON, message),
+            attempts=delivery.lost,
+        )
+
+    def condemn(self, origin: Origin, message: str, attempts: int) -> None:
+        """Put a record aside that nobody dares to decode, then answer POISON if it says where."""
+        body = self._error_body(origin, message, Receipt(), retryable=False)
+        self._bury(origin, "poison", message, lambda _: self._reply(origin, Status.POISON, body), attempts=attempts)
 
     def refuse(self, origin: Origin, error: RequestError) -> None:
         """Answer a record that never became a delivery. Without a reply address it is put aside instead."""
@@ -107,18 +165,38 @@ class Responder:
     def _settle(origin: Origin) -> Callable[[object], None]:
         return lambda _: origin.claim.answered(origin.record.offset)
 
-    def _bury(self, origin: Origin, reason: str, message: str, then: Callable[[object], None]) -> None:
+    def _bury(
+        self,
+        origin: Origin,
+        reason: Reason,
+        message: str,
+        then: Callable[[object], None],
+        *,
+        attempts: int = 0,
+    ) -> None:
         """Publish the record as it came to the dead-letter topic, with the reason, and go on when that is acknowledged.
 
         A dead-letter topic that does not exist must not stop the work: the loss is counted and the answer still sent.
         """
         metrics.DEAD_LETTERS.labels(reason).inc()
         record = origin.record
-        headers = [
-            *((name, value) for name, value in record.headers if not name.startswith("dead-")),
-            ("dead-reason", reason.encode()),
-            ("dead-message", message[:_MAX_REASON].encode()),
-            ("dead-source", f"{record.topic}/{record.partition}/{record.offset}".encode()),
-            ("dead-worker", self._worker.encode()),
-        ]
-        self._publisher.publish(self._dead_topic, 0, (record.value, headers), (then, None), (then, None))
+        headers = dead_headers(
+            record.headers,
+            self._undertaker,
+            reason=reason,
+            message=message,
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            time_ms=self._clock.unix_ms(),
+            attempts=attempts,
+        )
+        key = origin.request_id.encode()
+
+        def lost(_: object) -> None:
+            metrics.DEAD_LETTERS_LOST.inc()
+            then(None)
+
+        def cut(_: object) -> None:  # with these headers the body may be above what the broker takes
+            small = without_body(headers, len(record.value or b""))
+            self._publisher.publish(self._dead_topic, 0, (None, small, key), (then, None), (lost, None))
+
+        self._publisher.publish(self._dead_topic, 0, (record.value, headers, key), (then, None), (cut, None))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from contracts.retries import DELAYS_SECONDS
 from contracts.settings import Group, HeadraceSettings, LeaseSettings, register_settings
 
 
@@ -24,6 +25,15 @@ class WorkerGroup(Group):
     """How long its last commit may take; together they stay below lease.handover_seconds."""
     drain_seconds: Annotated[float, Field(gt=0)] = 25.0
     """How long a stopping worker may finish what is running; below a pod's termination grace period."""
+    watchdog_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """An engine whose batch runs longer than this, and ten times longer than recent ones, is killed."""
+    watchdog_unmeasured_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """The same while it is not known yet how long the model's batches take."""
+    engine_memory_mib: Annotated[int | None, Field(ge=64)] = None
+    """An engine whose resident memory exceeds this is replaced between two batches; unset, only the kernel's limit
+    holds. For models that leak."""
+    retry_delays_seconds: tuple[float, float, float] = DELAYS_SECONDS
+    """Before the second, third and fourth attempt of a request that failed for a reason that passes."""
     metrics_port: Annotated[int | None, Field(ge=0, le=65535)] = None
     """Serve /metrics on this loopback port (0: any free one); unset serves none."""
 

@@ -125,12 +125,17 @@ class Answers:
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
         """Answer with an error, for a part if the request has no outcome yet."""
         if delivery.whole is None or delivery.whole.end():
-            self._responder.fail(_request(delivery), status, message, retryable=retryable)
+            self._responder.fail(delivery.request, status, message, retryable=retryable)
+
+    def retry(self, delivery: Delivery, reason: str, message: str) -> None:
+        """Put the request off, for a part if the request has no outcome yet."""
+        if delivery.whole is None or delivery.whole.end():
+            self._responder.retry(delivery.request, reason, message)
 
     def poison(self, delivery: Delivery, message: str) -> None:
         """Put the request aside and answer POISON, for a part if the request has no outcome yet."""
         if delivery.whole is None or delivery.whole.end():
-            self._responder.poison(_request(delivery), message)
+            self._responder.poison(delivery.request, message)
 
 
 def forget(delivery: Delivery) -> None:
@@ -142,7 +147,3 @@ def forget(delivery: Delivery) -> None:
 def is_settled(delivery: Delivery) -> bool:
     """Whether a delivery is a part of a request that has its outcome: running it would be in vain."""
     return delivery.whole is not None and delivery.whole.is_over
-
-
-def _request(delivery: Delivery) -> Delivery:
-    return delivery if delivery.whole is None else delivery.whole.delivery

@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from contracts import topics
 from contracts.adapters.assignments import Assignments
 from contracts.adapters.cancels import Cancels
+from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer, Reader
 from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
+from contracts.dead_letters import Undertaker
 from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.pool import Lease
@@ -30,14 +33,17 @@ from workers.ingest.batcher import Batcher
 from workers.ingest.broker_time import BrokerTime
 from workers.ingest.drain import Drain
 from workers.ingest.engine_link import EngineLink
+from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
+from workers.ingest.suspects import Suspects
 from workers.ingest.tenure import Tenure
 from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
+from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 
@@ -79,7 +85,7 @@ class Worker:
         self._reader = Reader(settings.kafka, topics.commit_group(settings.kafka.prefix, key.model, key.version))
         self._wire(lease, model)
         self._started = True
-        await asyncio.gather(self._producer.open(), self._reader.open(), self._link.start())
+        await asyncio.gather(self._producer.open(), self._reader.open(), self._journal.open(), self._link.start())
         try:
             await self._wait_for_engine()
         except ModelLoadError as exc:
@@ -94,6 +100,11 @@ class Worker:
         self._loops.spawn("events", self._tenure.event_loop())
         self._loops.spawn("knobs", self._knobs.follow_loop())
         self._loops.spawn("grow", self._growth_loop(topic))
+        self._loops.spawn("watch", self._warden.watch_loop())
+        self._loops.spawn("clear", self._suspects.clear_loop(self._pump))
+        self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
+        self._loops.spawn("forward", self._forwarder.loop())
+        self._loops.spawn("journal", self._suspects.keep_loop())
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
     async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:
@@ -124,19 +135,34 @@ class Worker:
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._pump)
-        self._responder = Responder(self._publisher, key, prefix=prefix, worker=self._lease_id)
+        undertaker = Undertaker(str(key), model.digest, self._lease_id, self._token, socket.gethostname())
+        self._responder = Responder(
+            self._publisher,
+            key,
+            prefix=prefix,
+            undertaker=undertaker,
+            clock=self._clock,
+            retry_delays=self._settings.worker.retry_delays_seconds,
+        )
+        self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
+        self._suspects = Suspects(self._journal, lambda: self._tenure.is_trusted)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._batcher = self._build_batcher(model)
+        self._intake = Intake(key, Validator(spec), self._responder, self._clock, broker_time)
+        self._forwarder = self._build_forwarder(key, broker_time)
+        self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
         registry = Registry(self._redis, self._settings.redis.pool)
         self._knobs = KnobWatch(registry, key, spec.batching, self._batcher.configure)
         self._drain = Drain(
             topics.requests(prefix, key.model, key.version),
             self._reader,
-            intake=Intake(key, Validator(spec), self._responder, self._clock, broker_time),
+            intake=self._intake,
             batcher=self._batcher,
             clock=self._clock,
             settings=self._settings.worker,
             may_take=lambda: self._tenure.is_trusted,
+            suspects=self._suspects,
+            forwarder=self._forwarder,
         )
         self._tenure = Tenure(
             self._lease_id,
@@ -150,6 +176,21 @@ class Worker:
         )
         self._loops.spawn("cancels", self._tombstones.follow_loop())
 
+    def _build_forwarder(self, key: ModelVersion, broker_time: BrokerTime) -> Forwarder:
+        kafka = self._settings.kafka
+        group = topics.retry_group(kafka.prefix, key.model, key.version)
+        return Forwarder(
+            Desk(
+                topic=topics.retry(kafka.prefix, key.model, key.version),
+                requests=topics.requests(kafka.prefix, key.model, key.version),
+                delays_seconds=self._settings.worker.retry_delays_seconds,
+                open_reader=lambda: Reader(kafka, group),
+                producer=self._producer,
+                broker_time=broker_time,
+                is_trusted=lambda: self._tenure.is_trusted,
+            )
+        )
+
     def _build_batcher(self, model: RegisteredModel) -> Batcher:
         return Batcher(
             model.spec,
@@ -161,6 +202,7 @@ class Worker:
             may_launch=lambda: self._link.is_ready and self._tenure.is_trusted,
             is_trusted=lambda: self._tenure.is_trusted,
             cancelled=self._tombstones,
+            suspects=self._suspects,
             worker=self._lease_id,
         )
 
@@ -201,6 +243,7 @@ class Worker:
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
+        self._warden.finished(done.compute_us / 1e6)
         self._batcher.done(done)
 
     def engine_failed(self, failed: Failed) -> None:
@@ -240,6 +283,7 @@ class Worker:
             await self._tenure.stop()
             await self._publisher.stop()
             self._batcher.stop()
+            await self._suspects.stop(self._batcher.in_flight)
             await self._link.stop()
             await asyncio.gather(self._reader.close(), self._producer.close())
             self._slots.close()

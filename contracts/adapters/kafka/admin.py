@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import errors as kafka_errors
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
-from contracts.adapters.kafka.connection import FAILURES, STOP_SECONDS, connection_options, translate
+from contracts.adapters.kafka.connection import FAILURES, STOP_SECONDS, Partition, connection_options, translate
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
 
@@ -90,6 +90,14 @@ class Admin:
         except FAILURES as exc:
             raise translate(exc, f"growing topic {topic}") from exc
         self._check(response.topic_errors, f"growing topic {topic}", kafka_errors.InvalidPartitionsError)
+
+    async def delete_records(self, topic: str, before: Mapping[int, int]) -> None:
+        """Delete the records below an offset of each partition. Raises TransportError."""
+        wanted = {Partition(topic, number): RecordsToDelete(before_offset=offset) for number, offset in before.items()}
+        try:
+            await self._live.delete_records(wanted, timeout_ms=int(self._settings.request_timeout_seconds * 1000))
+        except FAILURES as exc:
+            raise translate(exc, f"deleting records of {topic}") from exc
 
     @staticmethod
     def _check(results: Iterable[Sequence[Any]], doing: str, ignored: type[Exception]) -> None:

@@ -44,8 +44,8 @@ class Record(Protocol):
     headers: Sequence[tuple[str, bytes]]
 
 
-Outgoing = tuple[bytes | None, Sequence[tuple[str, bytes]]]
-"""A record's value and headers, on their way out."""
+Outgoing = tuple[bytes | None, Sequence[tuple[str, bytes]]] | tuple[bytes | None, Sequence[tuple[str, bytes]], bytes]
+"""A record's value and headers, and its key if it has one, on their way out."""
 
 
 class Ack(NamedTuple):

@@ -39,6 +39,7 @@ class Producer:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._topics: set[str] = set()
+        self._partitions: dict[str, int] = {}
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
@@ -110,8 +111,8 @@ class Producer:
             self._topics.add(topic)
         try:
             future: asyncio.Future[Any] = await self._live.send(topic, value, key, partition, headers=headers)
-        except AssertionError as exc:  # how the library says "unrecognised partition"
-            msg = f"{topic} has no partition {partition}"
+        except AssertionError as exc:  # how the library says "unrecognised partition", or that there is nothing to send
+            msg = f"{topic} has no partition {partition}, or the record has neither value nor key"
             raise TopicMissing(msg) from exc
         except FAILURES as exc:
             raise _translate_send(exc, topic) from exc
@@ -126,6 +127,8 @@ class Producer:
         acknowledgement, None for no records. Errors as in `send`, and AckUnknown when the time is over, of which there
         is no end without a timeout; after an error, any number of the records may have arrived.
         """
+        if partition >= self._partitions.get(topic, 0):
+            await self._check_partition(topic, partition)
         acks: list[asyncio.Future[Any]] = []
         position = 0
         try:
@@ -133,8 +136,9 @@ class Producer:
                 while position < len(records):
                     builder = self._live.create_batch()
                     taken = position
-                    for value, headers in records[position:] if position else records:
-                        if builder.append(timestamp=None, key=None, value=value, headers=headers) is None:
+                    for record in records[position:] if position else records:
+                        key = record[2] if len(record) > 2 else None  # noqa: PLR2004 - most have none
+                        if builder.append(timestamp=None, key=key, value=record[0], headers=record[1]) is None:
                             break
                         taken += 1
                     position = taken  # at least one further: a batch takes its first record whatever its size
@@ -157,6 +161,23 @@ class Producer:
             except kafka_errors.KafkaTimeoutError:
                 continue  # it was not queued
             return future
+
+    async def _check_partition(self, topic: str, partition: int) -> None:
+        """Raise TopicMissing for a partition that is not there: its batch would wait for a leader, and fail all others
+        that wait with it when the producer is rebuilt for its sake.
+        """
+        count = await self.partitions(topic)
+        if partition >= count:  # or what we know of the topic is older than its last partition
+            try:
+                async with asyncio.timeout(self._settings.request_timeout_seconds):
+                    await self._live.client.force_metadata_update()
+            except FAILURES as exc:
+                raise translate(exc, topic) from exc
+            count = await self.partitions(topic)
+        self._partitions[topic] = count
+        if partition >= count:
+            msg = f"{topic} has no partition {partition}"
+            raise TopicMissing(msg)
 
     async def send_and_wait(
         self,

@@ -143,6 +143,15 @@ class Reader:
             raise translate(exc, "reading the bounds of partitions") from exc
         return {partition: (first[partition], end[partition]) for partition in partitions}
 
+    async def offset_at(self, partition: Partition, unix_ms: int) -> int:
+        """The first offset of a partition that was written at this time or later; its end when there is none."""
+        try:
+            found = await self._live.offsets_for_times({partition: unix_ms})
+        except FAILURES as exc:
+            raise translate(exc, f"looking for a time in {partition.topic}") from exc
+        at = found[partition]
+        return (await self.bounds([partition]))[partition][1] if at is None else int(at.offset)
+
     async def committed(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
         """For each partition the committed offset, None when there is none."""
         reads = asyncio.gather(*(self._live.committed(partition) for partition in partitions))

@@ -28,7 +28,7 @@ from deploy.embedded.connection import (
     write_stack_file,
 )
 
-COMMANDS = ("up", "demo", "apply", "status", "infer", "scale", "drain", "models", "knobs", "env")
+COMMANDS = ("up", "demo", "apply", "status", "infer", "scale", "drain", "models", "knobs", "env", "dead")
 STACK = StackFile(kafka_bootstrap="127.0.0.1:1", redis_url="redis://:secret@127.0.0.1:2/0", prefix="p", pool="q")
 
 

@@ -23,7 +23,7 @@ class Broker:
     async def publish_many(
         self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None
     ) -> Ack | None:
-        self.batches.append((partition, [value for value, _ in records]))
+        self.batches.append((partition, [record[0] for record in records]))
         await self.may_answer.wait()
         if self.error is not None:
             raise self.error

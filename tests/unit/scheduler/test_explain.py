@@ -108,12 +108,14 @@ def test_actions_read_as_sentences() -> None:
     assert ranges(()) == ""
 
 
-def test_every_deployment_has_a_request_topic_and_every_model_one_for_dead_letters() -> None:
+def test_every_deployment_has_topics_for_requests_and_retries_and_every_model_one_for_dead_letters() -> None:
     wanted = {name: Wanted(DeploymentSpec.model_validate(spec(name).model_dump())) for name in ("a@1", "a@2", "b@1")}
     found = topics_of(wanted, "headrace")
+    retries = [f"headrace.retry.{name}" for name in ("a.1", "a.2", "b.1")]
     assert sorted(found) == sorted(
-        [topic_of("a@1"), topic_of("a@2"), topic_of("b@1"), "headrace.dead.a", "headrace.dead.b"]
+        [topic_of("a@1"), topic_of("a@2"), topic_of("b@1"), "headrace.dead.a", "headrace.dead.b", *retries]
     )
+    assert found["headrace.retry.a.1"].partitions == 3  # one for each delay
     assert found[topic_of("a@1")].partitions == 32
     assert found[topic_of("a@1")].configs == {"retention.ms": "86400000"}
     assert found["headrace.dead.a"].partitions == 1

@@ -248,3 +248,10 @@ def test_the_first_death_is_answered_at_once_and_later_ones_ever_more_slowly(age
 def test_respawns_back_off_from_half_a_second_to_ten() -> None:
     assert [respawn_delay([NOW] * count, NOW) for count in range(1, 9)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     assert respawn_delay([NOW - 61, NOW - 60, NOW], NOW) == 0.0
+
+
+def test_an_engine_that_had_served_is_started_again_soon_however_often_it_dies() -> None:
+    deaths = [float(second) for second in range(10)]
+    assert respawn_delay(deaths[:1], 0.0, has_served=True) == 0.0
+    assert respawn_delay(deaths, 9.0, has_served=True) == 0.5
+    assert respawn_delay(deaths, 9.0) == 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,3 +29,37 @@ def test_halving_finds_every_bad_row_and_only_those(size: int, bad: set[int]) ->
     assert answered == set(range(size)) - bad
     if size == 32 and len(bad) == 1:
         assert runs - 1 <= 10
+
+
+@pytest.mark.parametrize(
+    ("lost", "alone", "poison"),
+    [(1, 1, False), (2, 2, False), (3, 1, False), (3, 2, True), (3, 3, True), (9, 1, False)],
+)
+def test_only_a_request_that_was_alone_when_the_engine_died_is_to_blame(lost: int, alone: int, poison: bool) -> None:  # noqa: FBT001
+    assert isolate.is_poison(lost, alone) is poison
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 39), max_size=3))
+def test_killers_are_found_within_three_launches_and_nobody_else_is_blamed(size: int, killers: set[int]) -> None:
+    """Two batches are in the engine when it dies; suspects run alone, as the batcher has it."""
+    killers = {killer for killer in killers if killer < size}
+    launches, lost, alone = [0] * size, [0] * size, [0] * size
+    pending: list[list[int]] = [list(range(size // 2)), list(range(size // 2, size))]
+    blamed, answered = set[int](), set[int]()
+    while pending := [batch for batch in pending if batch]:
+        is_alone = any(lost[row] for row in pending[0])
+        engine, pending = (pending[:1], pending[1:]) if is_alone else (pending[:2], pending[2:])
+        held = [row for batch in engine for row in batch]
+        for row in held:
+            launches[row] += 1
+        if not killers & set(held):
+            answered |= set(held)
+            continue
+        for row in held:
+            lost[row] += 1
+            alone[row] += len(held) == 1
+        blamed |= {row for row in held if isolate.is_poison(lost[row], alone[row])}
+        pending = [[row] for row in held if row not in blamed] + pending
+    assert blamed == killers
+    assert answered == set(range(size)) - killers
+    assert max(launches) <= 3

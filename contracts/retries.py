@@ -1,0 +1,86 @@
+"""Requests that failed for a reason that passes: when they are tried again, and what travels with them meanwhile.
+
+A worker copies such a request into the retry topic of its model version, which has one partition for each delay, so
+that the head of a partition is always the first that is due. A forwarder holds it there until its append time plus the
+delay, and then sends it back to the partition where it came from: not before that time, but never exactly at it.
+
+    attempt         counts from 1; this copy's is one more than that of the launch that failed
+    ttl             what is left of the time to live when the record is appended
+    retry-class     why: memory, …; retry-message in words
+    retry-source    <topic>/<partition>/<offset> of the launch that failed
+    retry-first     Unix milliseconds at which the request was first appended
+    retry-ttl       the time to live that it was given first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+MAX_ATTEMPTS = 4
+DELAYS_SECONDS = (5.0, 30.0, 120.0)
+"""Before the second, third and fourth attempt."""
+_PREFIX = "retry-"
+_MAX_MESSAGE = 300
+
+Pairs = Sequence[tuple[str, bytes]]
+
+
+class Home(NamedTuple):
+    """Where a retry goes when it is due."""
+
+    topic: str
+    partition: int
+
+
+def next_delay(attempt: int, left_seconds: float, delays: Sequence[float] = DELAYS_SECONDS) -> int | None:
+    """Which delay the next attempt takes (an index); None when there is no further one, or no time left for it."""
+    if attempt >= MAX_ATTEMPTS:
+        return None
+    index = min(attempt, len(delays)) - 1
+    return index if left_seconds > delays[index] else None
+
+
+def retry_headers(
+    own: Iterable[tuple[str, bytes]],
+    *,
+    attempt: int,
+    left_ms: int,
+    reason: str,
+    message: str,
+    source: str,
+    first_ms: int,
+) -> list[tuple[str, bytes]]:
+    """The headers of the copy of a request whose attempt number `attempt` failed."""
+    pairs = list(own)
+    known = dict(pairs)
+    kept = [(name, value) for name, value in pairs if name not in ("attempt", "ttl") and not name.startswith(_PREFIX)]
+    return [
+        *kept,
+        ("attempt", b"%d" % (attempt + 1)),
+        ("ttl", b"%d" % max(0, left_ms)),
+        ("retry-class", reason.encode()),
+        ("retry-message", message[:_MAX_MESSAGE].encode(errors="replace")),
+        ("retry-source", source.encode()),
+        ("retry-first", known.get("retry-first") or b"%d" % first_ms),
+        ("retry-ttl", known.get("retry-ttl") or known.get("ttl", b"")),
+    ]
+
+
+def forward_headers(own: Iterable[tuple[str, bytes]], waited_ms: int) -> list[tuple[str, bytes]]:
+    """The headers of a retry that goes back after `waited_ms` in its topic."""
+    return [(name, b"%d" % max(0, _number(value) - waited_ms) if name == "ttl" else value) for name, value in own]
+
+
+def home_of(own: Iterable[tuple[str, bytes]]) -> Home | None:
+    """Where a retry came from; None when it does not say."""
+    for name, value in own:
+        if name == "retry-source":
+            place, _, _ = value.decode(errors="replace").rpartition("/")
+            topic, _, partition = place.rpartition("/")
+            return Home(topic, int(partition)) if topic and partition.isdecimal() else None
+    return None
+
+
+def _number(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() and len(raw) <= 12 else 0  # noqa: PLR2004 - as the codec has it

@@ -1,0 +1,166 @@
+"""Sends retries back when they are due.
+
+The retry topic of a model version belongs to whoever owns partition 0 of its request topic: that claim is held by one
+worker at a time, fenced and handed over like any other, so the forwarder needs no lease, no process and no planning of
+its own; a model without workers keeps its retries, as it keeps its requests. Forwarding is at least once: a copy is
+committed only when it is acknowledged in its request topic, and repeats collapse at the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from contracts import retries
+from contracts.adapters.kafka import Outgoing, Partition, Producer, Reader, Record
+from contracts.errors import TransportError
+from workers.ingest import metrics
+from workers.ingest.broker_time import BrokerTime
+
+log = logging.getLogger(__name__)
+
+_POLL_MS = 200
+_RETRY_SECONDS = 1.0
+_COMMIT_SECONDS = 1.0
+_SEND_SECONDS = 5.0  # a partition that is handed over does not wait longer for this
+_HELD = 200  # records of a partition kept in memory while they wait
+
+
+class _Lane:
+    """One partition: one delay."""
+
+    def __init__(self, partition: Partition, delay_ms: int, start: int) -> None:
+        self.partition = partition
+        self.delay_ms = delay_ms
+        self.waiting: deque[Record] = deque()
+        self.done = self.committed = start
+
+    def due(self, now_ms: int) -> list[Record]:
+        """Take out what is due; the head always is first."""
+        ready = itertools.takewhile(lambda record: record.timestamp + self.delay_ms <= now_ms, self.waiting)
+        found = list(ready)
+        for _ in found:
+            self.waiting.popleft()
+        return found
+
+
+class Desk(NamedTuple):
+    """What a forwarder works with."""
+
+    topic: str
+    requests: str
+    delays_seconds: Sequence[float]
+    open_reader: Callable[[], Reader]
+    producer: Producer
+    broker_time: BrokerTime
+    is_trusted: Callable[[], bool]
+
+
+class Forwarder:
+    """Forwards the retries of one model version while its partition 0 is ours."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def take(self) -> None:
+        """Begin; the retry topic is ours now."""
+        self._wanted.set()
+
+    async def give(self) -> None:
+        """End: what is due now is sent and committed, and nothing after that."""
+        self._wanted.clear()
+        await self._idle.wait()
+
+    async def loop(self) -> None:
+        """Forward whenever the topic is ours; never ends by itself."""
+        while True:
+            await self._wanted.wait()
+            self._idle.clear()
+            reader = self._desk.open_reader()
+            try:
+                await reader.open()
+                await self._forward(reader)
+            except TransportError as exc:
+                log.warning("%s: retries wait: %s", self._desk.topic, exc)
+                if self._wanted.is_set():
+                    self._idle.set()
+                    await asyncio.sleep(_RETRY_SECONDS)
+            finally:
+                self._idle.set()
+                await reader.close()
+
+    async def _forward(self, reader: Reader) -> None:
+        lanes = await self._begin(reader)
+        committed = asyncio.get_running_loop().time()
+        while self._wanted.is_set():
+            self._fetch(reader, lanes.values())
+            for partition, records in (await reader.poll(timeout_ms=_POLL_MS)).items():
+                lanes[partition].waiting.extend(records)
+            if self._desk.is_trusted():
+                for lane in lanes.values():
+                    await self._send(lane)
+            if asyncio.get_running_loop().time() - committed > _COMMIT_SECONDS:
+                committed = asyncio.get_running_loop().time()
+                await self._commit(reader, lanes.values())
+        await self._commit(reader, lanes.values())
+
+    async def _begin(self, reader: Reader) -> dict[Partition, _Lane]:
+        desk = self._desk
+        count = await desk.producer.partitions(desk.topic)
+        partitions = [Partition(desk.topic, number) for number in range(min(count, len(desk.delays_seconds)))]
+        reader.assign(partitions)
+        committed, bounds = await reader.committed(partitions), await reader.bounds(partitions)
+        lanes = {}
+        for partition in partitions:
+            (first, end), at = bounds[partition], committed[partition]
+            start = at if at is not None and first <= at <= end else first
+            lanes[partition] = _Lane(partition, int(desk.delays_seconds[partition.partition] * 1000), start)
+            reader.begin(partition, start)
+        return lanes
+
+    @staticmethod
+    def _fetch(reader: Reader, lanes: Iterable[_Lane]) -> None:
+        """Fetch no more of a partition than can be kept; it is read on when that has gone."""
+        for lane in lanes:
+            if len(lane.waiting) >= _HELD:
+                reader.pause(lane.partition)
+            else:
+                reader.resume(lane.partition)
+
+    async def _send(self, lane: _Lane) -> None:
+        """Send what is due of one partition, and wait until it is acknowledged."""
+        desk, now = self._desk, self._desk.broker_time.now_ms()
+        due = lane.due(now)
+        if not due:
+            return
+        by_home: dict[retries.Home, list[Outgoing]] = defaultdict(list)
+        for record in due:
+            home = retries.home_of(record.headers)
+            if home is None or home.topic != desk.requests:  # what does not say where it came from cannot go anywhere
+                log.error("%s/%d: the record at %d is no retry", *lane.partition, record.offset)
+                continue
+            headers = retries.forward_headers(record.headers, now - record.timestamp)
+            by_home[home].append((record.value, headers, record.key or b""))
+        try:
+            for home, records in by_home.items():
+                await desk.producer.publish_many(home.topic, home.partition, records, timeout_seconds=_SEND_SECONDS)
+        except TransportError:
+            lane.waiting.extendleft(reversed(due))
+            raise
+        metrics.FORWARDED.inc(len(due))
+        lane.done = due[-1].offset + 1
+
+    async def _commit(self, reader: Reader, lanes: Iterable[_Lane]) -> None:
+        moved = {lane.partition: lane for lane in lanes if lane.done > lane.committed}
+        if moved:
+            offsets = {partition: lane.done for partition, lane in moved.items()}
+            await reader.commit(offsets)
+            for lane in moved.values():
+                lane.committed = offsets[lane.partition]
