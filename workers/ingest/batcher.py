@@ -301,7 +301,11 @@ class Batcher:
                 batched_us=delivery.batched_us,
                 computed_us=int((now - delivery.launched) * 1e6),
             )
-            succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
+            try:
+                succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
+            except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
+                log.exception("a result cannot be encoded")
+                self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
         self._responder.count_successes()
         if flight.is_alone:
@@ -367,12 +371,6 @@ class Batcher:
             self._suspects.dropped(delivery)
             forget(delivery)
             self.queue.settled(delivery)
-
-    def refuse_all(self, status: Status, message: str) -> None:
-        """Answer everything that waits with an error."""
-        for delivery in self.queue.remove(lambda _: True):
-            self._responder.fail(delivery, status, message, retryable=True)
-        self._tell_room()
 
     def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
         """Forget queued requests that the next owner of their partition will read again."""

@@ -118,9 +118,9 @@ class Publisher:
                 log.warning("%d records are refused: %s", len(records), exc)
                 await self._rebuild(generation)  # the refused batch took sequence numbers
                 return None
-            except HeadraceError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it was, these records must not vanish with this task
                 metrics.PUBLISH_RETRIES.inc()
-                log.warning("publishing %d records again: %s", len(records), exc)
+                log.warning("publishing %d records again: %r", len(records), exc)
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 await self._rebuild(generation)
             else:

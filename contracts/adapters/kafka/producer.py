@@ -78,6 +78,8 @@ class Producer:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
                 found = await self._live.partitions_for(topic)
         except FAILURES as exc:
+            # The library would ask for it in every later refresh, and requests may name as many as they like.
+            self._live.client._topics.discard(topic)  # noqa: SLF001 - there is no other way to forget one
             missing = isinstance(exc, TimeoutError)
             raise (TopicMissing(f"topic {topic} does not exist") if missing else translate(exc, topic)) from exc
         return len(found)
