@@ -1,8 +1,8 @@
 """Which names models, versions, inboxes, pools and requests may have.
 
 Names become parts of topics, Redis keys and paths, so they are narrow on purpose: lower case, digits, `.`, `_`, `-`,
-at most 64 characters, no `..`. A model version is written `name@version`. A model's name must not end in `.` and digits:
-the topic for requests to any version of a model `a.1` would be that of version 1 of the model `a`.
+at most 64 characters, no `..`. A model version is written `name@version`. A model's name must not end in `.` and
+digits: the topic for requests to any version of a model `a.1` would be that of version 1 of the model `a`.
 """
 
 from __future__ import annotations
