@@ -104,7 +104,10 @@ class Lanes:
                 ack.cancel()
 
     async def close(self) -> None:
-        """Send what is queued and awaited, for at most a few seconds, then give up; futures of what was given up never end."""
+        """Send what is queued and awaited, for at most a few seconds, then give up.
+
+        The futures of what was given up never end.
+        """
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)

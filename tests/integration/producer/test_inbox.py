@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from crc32c import crc32c
 
 from contracts import keys, topics
-from contracts.adapters.kafka import Admin, Partition
+from contracts.adapters.kafka import Admin, Partition, Record, UnreadableRecord
 from contracts.errors import Overloaded, TransportError
 from contracts.messages import ReplyAddress, ResponseBody, Status
 from deploy.embedded.processes import Server
 from producer.client import InferenceClient
 from producer.settings import InboxSettings
+from tests.contract.log_raw import PRODUCE, PRODUCE_VERSION, RawClient
 from tests.helpers import wait_until
-from tests.integration.producer.kit import Fleet, Reply, Responder, echo, refuse, row, set_fault, silent
+from tests.integration.producer.kit import Fleet, Reply, Responder, Seen, echo, refuse, row, set_fault, silent
 
 OWN = InboxSettings(name="own", partitions=4)
 
@@ -97,6 +101,67 @@ async def test_an_error_with_another_token_does_not_end_a_request_and_a_result_d
         assert client.stats().foreign == 1
         responder.behave = lambda seen: [Reply(seen.id, Status.OK, body, "earlier-instance")]
         assert (await client.infer("echo", row())).status is Status.OK
+
+
+def unreadable_batch(records: int) -> bytes:
+    """A batch whose last record has a header with a name that is no text."""
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 16)
+    for number in range(records):
+        builder.append(number, 1_000, None, b"x", [("name", b"")] if number == records - 1 else [])
+    batch = bytearray(bytes(builder.build()).replace(b"name", b"\xff\xfe\xfd\xfc"))
+    batch[17:21] = struct.pack(">I", crc32c(batch[21:]))
+    return bytes(batch)
+
+
+def put_batch(fleet: Fleet, address: ReplyAddress, batch: bytes) -> None:
+    """Put a batch into an inbox as it is."""
+    part = {"index": address.partition, "records": batch}
+    fields = {"acks": -1, "topic_data": [{"name": address.topic, "partition_data": [part]}]}
+    with RawClient(fleet.kafka.bootstrap) as raw:
+        (answer,) = raw.ask(PRODUCE, PRODUCE_VERSION, fields).responses[0].partition_responses
+    assert answer.error_code == 0
+
+
+async def test_records_that_cannot_be_decoded_are_passed_over_and_no_response_is_lost(
+    fleet: Fleet, responder: Responder
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        reader, address = client._inbox._reader, client._inbox.address
+
+        def surrounded(seen: Seen) -> list[Reply]:
+            put_batch(fleet, address, unreadable_batch(1))
+            return echo(seen)
+
+        responder.behave = surrounded
+        for number in range(3):
+            assert (await client.infer("echo", row(float(number))))["row"].to_numpy()[0, 0] == number
+        put_batch(fleet, address, unreadable_batch(3))  # two are read before it
+        responder.behave = echo
+        assert (await client.infer("echo", row())).status is Status.OK
+        await wait_until(lambda: not client._inbox._suspect)
+        counts = client.stats()
+        assert (counts.malformed, counts.responses, counts.duplicate, counts.unknown) == (6, 4, 0, 0)
+        assert client._inbox._reader is reader
+
+
+async def test_a_failure_that_does_not_come_back_costs_no_record(
+    fleet: Fleet, responder: Responder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with InferenceClient(fleet.settings()) as client:
+        reader = client._inbox._reader
+        poll, failures = reader.poll, [UnreadableRecord("in the batch"), UnreadableRecord("in the record")]
+
+        async def stumbles(*partitions: Partition, **options: int) -> dict[Partition, list[Record]]:
+            found = await poll(*partitions, **options)
+            if found and failures:
+                raise failures.pop(0)
+            return found
+
+        monkeypatch.setattr(reader, "poll", stumbles)
+        responses = [await client.infer("echo", row(float(number))) for number in range(3)]
+        assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [0.0, 1.0, 2.0]
+        assert not failures
+        assert client.stats().malformed == client.stats().duplicate == 0
 
 
 async def steal(fleet: Fleet, address: ReplyAddress) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contracts import topics
-from contracts.adapters.kafka import TopicMissing
+from contracts.adapters.kafka import AckUnknown, Producer, TopicMissing
 from contracts.errors import InvalidRequest, TransportError
 from contracts.messages import Status
 from contracts.settings import KafkaSettings, RedisSettings
@@ -125,3 +125,53 @@ async def test_a_producer_that_died_while_nothing_was_in_flight_is_replaced_by_t
         name = await client.publish("echo", row())
         await wait_until(lambda: responder.seen[-1].id == name)
         assert client.stats().rebuilds == 2
+
+
+async def test_a_broker_that_is_merely_slow_costs_no_producer(
+    fleet: Fleet, responder: Responder, requests_topic: str, folder: Path
+) -> None:
+    responder.behave = silent
+    async with InferenceClient(fleet.settings()) as client:
+        await client.publish("echo", row())
+        producer = client._outbox._producer
+        set_fault(folder, kind="delay", api="PRODUCE", topic=requests_topic, ms=500, times=1)
+        with pytest.raises(AckUnknown, match="may have arrived"):
+            await client.publish("echo", row(), ttl_seconds=0.1)
+        assert client._outbox._producer is producer
+        assert client.stats().rebuilds == 0
+        await client.publish("echo", row())
+        await wait_until(lambda: len(responder.seen) == 3)
+
+
+async def test_a_batch_that_is_late_is_told_from_one_that_failed(
+    fleet: Fleet, requests_topic: str, folder: Path
+) -> None:
+    producer = Producer(fleet.kafka)
+    await producer.open()
+    try:
+        set_fault(folder, kind="delay", api="PRODUCE", topic=requests_topic, ms=500, times=1)
+        with pytest.raises(AckUnknown):
+            await producer.publish_many(requests_topic, 0, [(b"late", [])], timeout_seconds=0.1)
+        ack = await producer.publish_many(requests_topic, 0, [(b"next", [])])
+        assert ack is not None
+        assert ack.offset == 1
+    finally:
+        await producer.close()
+
+
+async def test_requests_that_expired_while_the_broker_was_away_are_not_published(
+    fleet: Fleet, responder: Responder, log: Server
+) -> None:
+    responder.behave = silent
+    async with InferenceClient(fleet.settings(grace_seconds=0.0, ttl_seconds=0.3)) as client:
+        await client.submit("echo", row(), key="k")
+        await wait_until(lambda: responder.seen)
+        await asyncio.to_thread(log.kill)
+        expired = []
+        for _ in range(3):  # the first of them is in the hands of the library by then
+            expired += [await client.submit("echo", row(), key="k") for _ in range(20)]
+            await asyncio.gather(*(handle.result(raise_on_error=False) for handle in expired))
+        await asyncio.to_thread(log.start)
+        last = await client.submit("echo", row(), ttl_seconds=30.0, key="k")
+        await wait_until(lambda: responder.seen[-1].id == last.id, timeout=30.0)
+        assert not {handle.id for handle in expired[20:]} & {seen.id for seen in responder.seen}
