@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from contracts.adapters.kafka import Ack, Outgoing, Producer, TopicMissing
+from contracts.adapters.kafka import Ack, AckUnknown, Outgoing, Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest
 from workers.ingest import metrics
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 * 1024 * 1024
 """Unacknowledged response bytes above which no further batch is launched."""
+ACK_SECONDS = 30.0
+"""Without an acknowledgement for so long a batch is sent again; one partition's silence replaces no producer."""
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 Continuation = tuple[Callable[[Any], None], Any]
@@ -58,6 +60,7 @@ class Publisher:
         self._destinations: dict[tuple[str, int], _Destination] = {}
         self._rebuilding = asyncio.Lock()
         self._generation = 0
+        self._acked_at = clock.monotonic()
         self.waiting_bytes = 0
         """Bytes that are not acknowledged yet."""
 
@@ -110,7 +113,9 @@ class Publisher:
         for attempt in itertools.count():
             generation, sent_ms = self._generation, self._clock.unix_ms()
             try:
-                ack = await self._producer.publish_many(destination.topic, destination.partition, records)
+                ack = await self._producer.publish_many(
+                    destination.topic, destination.partition, records, timeout_seconds=ACK_SECONDS
+                )
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)
                 return False
@@ -118,6 +123,10 @@ class Publisher:
                 log.warning("%d records are refused: %s", len(records), exc)
                 await self._rebuild(generation)  # the refused batch took sequence numbers
                 return None
+            except AckUnknown as exc:
+                log.warning("publishing %d records again: %s", len(records), exc)
+                if self._clock.monotonic() - self._acked_at > ACK_SECONDS:  # nobody gets through: it is the producer
+                    await self._rebuild(generation)
             except Exception as exc:  # noqa: BLE001 - whatever it was, these records must not vanish with this task
                 metrics.PUBLISH_RETRIES.inc()
                 log.warning("publishing %d records again: %r", len(records), exc)
@@ -125,6 +134,7 @@ class Publisher:
                 await self._rebuild(generation)
             else:
                 if ack is not None:
+                    self._acked_at = self._clock.monotonic()
                     self._acked(ack, sent_ms)
                 return True
         return False
