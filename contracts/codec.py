@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from contracts.errors import InvalidRequest
+from contracts.errors import InvalidRequest, TransportError
 from contracts.messages import (
     DEFAULT_TTL_MS,
     MAX_TTL_MS,
@@ -46,6 +46,7 @@ _address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(RequestBody)
 _response_decoder = msgspec.msgpack.Decoder(ResponseBody)
+_kept_decoder = msgspec.msgpack.Decoder(Response)
 _wire = WIRE_VERSION.encode()
 _status_bytes = {status: status.value.encode() for status in Status}
 _statuses = {raw: status for status, raw in _status_bytes.items()}
@@ -245,3 +246,17 @@ def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]
         raise InvalidRequest(msg) from exc
     response = Response(name, status, body.model, body.version, body.outputs, body.error, body.receipt, body.parameters)
     return response, token
+
+
+def encode_kept(response: Response) -> bytes:
+    """A whole response, status and id included, to be kept for somebody who asks the same again."""
+    return _encoder.encode(response)
+
+
+def decode_kept(raw: bytes) -> Response:
+    """A response that was kept; its tensors are views of `raw`. Raises TransportError when it is none."""
+    try:
+        return _kept_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        msg = f"a kept response cannot be read: {exc}"
+        raise TransportError(msg) from exc

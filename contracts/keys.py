@@ -18,6 +18,7 @@ names below. Who ends a thing deletes its keys in the same script; the keys of `
     <prefix>:registry:{models, deployments, routes, knobs, rev}
     <prefix>:inbox:{<inbox>}:<partition>                  token of the client that reads it; ttl
     <prefix>:cancels                stream of cancelled request ids; ttl of the longest lived
+    <prefix>:idem:<tenant>:<key>    what an idempotency key stands for, and what came of it; ttl 24 h
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ def inbox(prefix: str, name: str) -> str:
 def cancels(prefix: str) -> str:
     """The stream of cancelled requests."""
     return f"{prefix}:cancels"
+
+
+def idempotency(prefix: str, tenant: str, key: str) -> str:
+    """The record of a tenant's idempotency key; a tenant is a name, so that no two pairs share a record."""
+    return f"{prefix}:idem:{tenant}:{key}"
 
 
 def may_lack_ttl(key: str) -> bool:

@@ -135,6 +135,8 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     error: ErrorDetail | None = None
     receipt: Receipt = Receipt()
     parameters: Parameters = {}
+    cached: bool = False
+    """The client's own mark, not on the wire: the model did not run for this call; id and receipt are of the run."""
 
     def __getitem__(self, name: str) -> Tensor:
         """The output tensor of that name; KeyError names those there are."""

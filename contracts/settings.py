@@ -18,7 +18,21 @@ from contracts.errors import ConfigurationError
 from contracts.names import NAME_PATTERN
 
 ENV_PREFIX = "HEADRACE_"
-SECTIONS = ("kafka", "redis", "log", "lease", "worker", "agent", "scheduler", "client", "inbox", "gateway", "stack")
+SECTIONS = (
+    "kafka",
+    "redis",
+    "log",
+    "lease",
+    "worker",
+    "agent",
+    "scheduler",
+    "client",
+    "inbox",
+    "gateway",
+    "stack",
+    "cache",
+    "idempotency",
+)
 """Every process's groups. All processes share one environment, and each checks the groups that it reads itself."""
 _test_prefix = "HEADRACE_TEST_"  # read by the test suite and the fault kit, not by settings
 

@@ -6,9 +6,10 @@ neither the broker nor a worker anything, and the traceback points at the caller
 
 from __future__ import annotations
 
-from contracts.codec import MAX_INLINE_BYTES
+from contracts import topics
+from contracts.codec import MAX_INLINE_BYTES, decode_address
 from contracts.errors import InvalidRequest
-from contracts.messages import MAX_TTL_MS
+from contracts.messages import MAX_TTL_MS, ReplyAddress
 from contracts.names import is_request_id
 
 _ENVELOPE_BYTES = 4096  # names, shapes and parameters beside the tensors' own bytes, roughly
@@ -44,3 +45,15 @@ def check_request_id(request_id: str) -> str:
         msg = "request_id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
         raise InvalidRequest(msg)
     return request_id
+
+
+def check_reply_to(prefix: str, reply_to: str | ReplyAddress | None) -> ReplyAddress | None:
+    """A caller's reply address. Raises InvalidRequest when it is none, or outside of this deployment's topics."""
+    if reply_to is None:
+        return None
+    _, address = decode_address([("id", b"-"), ("re", str(reply_to).encode())])
+    if address is None or not topics.is_replies(prefix, address.topic):
+        wanted = topics.replies(prefix, "<inbox>")
+        msg = f"reply_to must be {wanted}/<partition>/<token>, not {str(reply_to)!r}"
+        raise InvalidRequest(msg)
+    return address

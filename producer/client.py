@@ -22,18 +22,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from contracts import topics
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.inboxes import Inboxes
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
-from contracts.codec import decode_address, encode_headers
-from contracts.errors import ClientClosed, InvalidRequest, TransportError
+from contracts.codec import encode_headers
+from contracts.errors import ClientClosed, TransportError
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
 from contracts.service import Loops
-from contracts.settings import load_settings
-from producer.admission import check_request_id, ttl_ms
+from producer.admission import check_reply_to, check_request_id, ttl_ms
+from producer.asks import Ask, Call, Sender, make_ask
 from producer.directory import Directory
 from producer.fanout import FanOut
 from producer.handle import Handle
@@ -42,17 +41,16 @@ from producer.metrics import CLIENTS
 from producer.outbox import Outbox
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
 from producer.plan import Inputs, ModelPlan
-from producer.settings import ClientSettings
+from producer.settings import ClientSettings, client_settings
+from producer.sharing import Sharing
+from producer.tails import Tails
 from producer.tombstones import Tombstones
 
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05  # how late a local DEADLINE_EXCEEDED may be
 _STOP_SECONDS = 5.0
-_MAX_TAILS = 1024  # callers use few different ttls; this only bounds those that use many
 _ID_BITS = 2**48 - 1
-
-_Tail = tuple[list[tuple[str, bytes]], float]
 
 
 class InferenceClient:
@@ -69,12 +67,13 @@ class InferenceClient:
         clock: Clock | None = None,
     ) -> None:
         """Settings come from the argument, or from the keywords and then the environment; connects in `open`."""
-        self._settings = settings = settings or _from_keywords(bootstrap, redis, inbox, max_in_flight)
+        self._settings = settings = settings or client_settings(bootstrap, redis, inbox, max_in_flight)
         self._clock = clock or SystemClock()
         self._pending = Pending(limit=settings.client.max_in_flight, limit_bytes=settings.client.max_in_flight_bytes)
         self._prefix = secrets.token_hex(10)  # with 48 counted bits: unique, for a tenth of the cost of a random id
         self._numbers = itertools.count(secrets.randbits(32))
-        self._tails: dict[float | None, _Tail] = {}
+        self._tails = Tails(settings.client, lambda: self._inbox.address)
+        self._is_caching = settings.cache.enabled
         self._broken: TransportError | None = None
         self._is_open = False
         self._is_closed = False
@@ -128,6 +127,8 @@ class InferenceClient:
             longest_run=settings.client.run_records,
         )
         self._plans = self._directory.plans
+        sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
+        self._sharing = Sharing(self._redis, settings, sender, self._clock)
 
     def _start_loops(self) -> None:
         self._loops.spawn("inbox", self._inbox.poll_loop())
@@ -160,6 +161,7 @@ class InferenceClient:
             await self._loops.join("inbox", _STOP_SECONDS)
             await self._loops.stop()
             CLIENTS.remove(self)
+            await self._sharing.close()
             await self._tombstones.flush()
             await self._outbox.close()
             await self._inbox.close()
@@ -180,7 +182,7 @@ class InferenceClient:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    async def infer(
+    async def infer(  # noqa: PLR0913 - one call, all of its options
         self,
         model: str,
         inputs: Inputs,
@@ -190,17 +192,25 @@ class InferenceClient:
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         key: str | bytes | None = None,
+        idempotency_key: str | None = None,
+        cache: bool | None = None,
         raise_on_error: bool = True,
     ) -> Response:
         """Ask a model and await its response.
 
         `model` may be `name` (the route decides the version) or `name@version`. `inputs` maps names to arrays whose
-        first dimension is rows. Requests with the same `key` go to the same partition.
+        first dimension is rows. Requests with the same `key` go to the same partition. Repetitions under one
+        `idempotency_key` share one run and its response, across processes; `cache` says whether the response of an
+        earlier equal call, or of one under way, will do (None: as the settings say).
 
         Raises the RequestError that a status other than OK stands for, unless `raise_on_error` is False. Raises
         InvalidRequest for what is knowably wrong, Overloaded at once when the window is full, ModelNotFound,
         ClientClosed and TransportError.
         """
+        if idempotency_key is not None or (self._is_caching if cache is None else cache):
+            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, idempotency_key)
+            response = await self._sharing.infer(await self._ask(call))
+            return response.raise_for_status() if raise_on_error else response
         waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
         try:
             response = await future
@@ -209,7 +219,7 @@ class InferenceClient:
             raise
         return response.raise_for_status() if raise_on_error else response
 
-    async def submit(
+    async def submit(  # noqa: PLR0913 - the same
         self,
         model: str,
         inputs: Inputs,
@@ -219,10 +229,15 @@ class InferenceClient:
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         key: str | bytes | None = None,
+        idempotency_key: str | None = None,
+        cache: bool | None = None,
     ) -> Handle:
         """Send a request and return a handle of it, without waiting for the response. Errors as in `infer`."""
+        if idempotency_key is not None or (self._is_caching if cache is None else cache):
+            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, idempotency_key)
+            return await self._sharing.submit(await self._ask(call))
         waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
-        return Handle(self, waiter, future)
+        return Handle(waiter, future, lambda: self.withdraw(waiter))
 
     async def map(
         self,
@@ -281,7 +296,8 @@ class InferenceClient:
         name = self._next_id() if request_id is None else check_request_id(request_id)
         body = plan.encode(inputs, parameters)
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
-        headers = encode_headers(RequestHeaders(name, self._address(reply_to), ttl_ms(ttl)))
+        reply = check_reply_to(self._settings.kafka.prefix, reply_to)
+        headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl)))
         partition = self._partition(plan, key, self._clock.monotonic())
         await self._outbox.publish(Outgoing(plan.topic, partition, body, headers), ttl)
         return name
@@ -307,8 +323,17 @@ class InferenceClient:
         key: str | bytes | None,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         plan = self._plan(model, version) or await self._directory.plan(model, version)
-        body = plan.encode(inputs, parameters)
-        tail, patience = self._tails.get(ttl_seconds) or self._make_tail(ttl_seconds)
+        return self._launch(plan, plan.encode(inputs, parameters), ttl_seconds, request_id, key)
+
+    def _launch(
+        self,
+        plan: ModelPlan,
+        body: bytes,
+        ttl_seconds: float | None,
+        request_id: str | None,
+        key: str | bytes | None,
+    ) -> tuple[Waiter, asyncio.Future[Response]]:
+        tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
         partition = self._partition(plan, key, now)
@@ -318,6 +343,11 @@ class InferenceClient:
         self._pending.add(waiter)
         self._outbox.send(waiter)
         return waiter, future
+
+    async def _ask(self, call: Call) -> Ask:
+        """The same for a call that may share its run with others: all of it but sending."""
+        plan = self._plan(call.model, call.version) or await self._directory.plan(call.model, call.version)
+        return make_ask(call, plan, now=self._clock.monotonic(), patience=self._tails[call.ttl_seconds][1])
 
     def _plan(self, model: str, version: int | None) -> ModelPlan | None:
         if self._is_closed or self._broken is not None or not self._is_open:
@@ -342,26 +372,6 @@ class InferenceClient:
     def _next_id(self) -> str:
         return f"{self._prefix}{next(self._numbers) & _ID_BITS:012x}"
 
-    def _make_tail(self, ttl_seconds: float | None) -> _Tail:
-        """The headers that all requests with one ttl share, and how long to wait for their responses."""
-        ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
-        pairs = encode_headers(RequestHeaders("-", self._inbox.address, ttl_ms(ttl)))
-        tail = [pair for pair in pairs if pair[0] != "id"], ttl + self._settings.client.grace_seconds
-        if len(self._tails) >= _MAX_TAILS:
-            self._tails.clear()
-        self._tails[ttl_seconds] = tail
-        return tail
-
-    def _address(self, reply_to: str | ReplyAddress | None) -> ReplyAddress | None:
-        if reply_to is None:
-            return None
-        _, address = decode_address([("id", b"-"), ("re", str(reply_to).encode())])
-        if address is None or not topics.is_replies(self._settings.kafka.prefix, address.topic):
-            prefix = topics.replies(self._settings.kafka.prefix, "<inbox>")
-            msg = f"reply_to must be {prefix}/<partition>/<token>, not {str(reply_to)!r}"
-            raise InvalidRequest(msg)
-        return address
-
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def _abandon(self, waiter: Waiter) -> None:
@@ -376,17 +386,3 @@ class InferenceClient:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self._pending.expire(self._clock.monotonic())
-
-
-def _from_keywords(
-    bootstrap: str | None, redis: str | None, inbox: str | None, max_in_flight: int | None
-) -> ClientSettings:
-    """Settings from the environment, with what was given in code above it."""
-    groups: dict[str, dict[str, object]] = {
-        "kafka": {"bootstrap": bootstrap},
-        "redis": {"url": redis},
-        "inbox": {"name": inbox},
-        "client": {"max_in_flight": max_in_flight},
-    }
-    given = {group: {name: v for name, v in fields.items() if v is not None} for group, fields in groups.items()}
-    return load_settings(ClientSettings, None, **{group: fields for group, fields in given.items() if fields})

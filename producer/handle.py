@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from contracts.messages import Response
-from producer.pending import Waiter
 
 
-class Withdraws(Protocol):
-    """Tells the workers that a request is not wanted."""
+class Named(Protocol):
+    """What has a request's id."""
 
-    async def withdraw(self, waiter: Waiter) -> None: ...
+    @property
+    def id(self) -> str: ...
 
 
 class Handle:
     """One submitted request. A task that is cancelled while it awaits `result()` does not end the request."""
 
-    __slots__ = ("_client", "_future", "_waiter")
+    __slots__ = ("_future", "_request", "_withdraw")
 
-    def __init__(self, client: Withdraws, waiter: Waiter, future: asyncio.Future[Response]) -> None:
-        self._client = client
-        self._waiter = waiter
+    def __init__(
+        self, request: Named, future: asyncio.Future[Response], withdraw: Callable[[], Awaitable[None]]
+    ) -> None:
+        """`withdraw` tells the workers that the request is not wanted."""
+        self._request = request
         self._future = future
+        self._withdraw = withdraw
 
     def __repr__(self) -> str:
         return f"<Handle {self.id} {'done' if self.done else 'in flight'}>"
@@ -31,7 +35,7 @@ class Handle:
     @property
     def id(self) -> str:
         """The request's id."""
-        return self._waiter.id
+        return self._request.id
 
     @property
     def done(self) -> bool:
@@ -49,4 +53,4 @@ class Handle:
         Raises TransportError when the wish could not be recorded.
         """
         if not self._future.done():
-            await self._client.withdraw(self._waiter)
+            await self._withdraw()

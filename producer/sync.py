@@ -41,6 +41,13 @@ class RequestOptions(TypedDict, total=False):
     key: str | bytes | None
 
 
+class SharingOptions(RequestOptions, total=False):
+    """What `infer` and `submit` take besides."""
+
+    idempotency_key: str | None
+    cache: bool | None
+
+
 class MapOptions(TypedDict, total=False):
     """What `map` takes for all of its requests."""
 
@@ -124,14 +131,14 @@ class SyncInferenceClient:
         self.close()
 
     def infer(
-        self, model: str, inputs: Inputs, *, raise_on_error: bool = True, **options: Unpack[RequestOptions]
+        self, model: str, inputs: Inputs, *, raise_on_error: bool = True, **options: Unpack[SharingOptions]
     ) -> Response:
         """Ask a model and wait for its response; as `InferenceClient.infer`."""
         return self._thread.wait_for(
             lambda: self._client.infer(model, inputs, raise_on_error=raise_on_error, **options)
         )
 
-    def submit(self, model: str, inputs: Inputs, **options: Unpack[RequestOptions]) -> SyncHandle:
+    def submit(self, model: str, inputs: Inputs, **options: Unpack[SharingOptions]) -> SyncHandle:
         """Send a request and return a handle of it, without waiting for the response."""
         return SyncHandle(self._thread, self._thread.wait_for(lambda: self._client.submit(model, inputs, **options)))
 

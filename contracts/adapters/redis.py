@@ -180,6 +180,14 @@ class RedisDoor:
             raise TransportError(message)
         return reply
 
+    async def call_raw(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> list[bytes]:
+        """Run a script that answers with a list of strings which need not be text."""
+        reply = await self._evaluate(operation, keys, args)
+        if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
+            message = f"{operation.name} answered something else than strings"
+            raise TransportError(message)
+        return reply
+
     async def call_packed(self, operation: Script, keys: Sequence[str], args: Sequence[Argument], kind: type[_T]) -> _T:
         """Run a script that answers with one msgpack value of type `kind`."""
         reply = await self._evaluate(operation, keys, args)

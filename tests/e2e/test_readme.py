@@ -21,7 +21,7 @@ from workers.agent.settings import default_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-PAGES = ("README.md", "docs/getting-started.md", "docs/cli.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/cli.md", "docs/idempotency.md")
 _fence = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

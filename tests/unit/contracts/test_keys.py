@@ -14,6 +14,7 @@ def test_other_keys_start_with_the_prefix() -> None:
     assert keys.registry("t") == "t:registry"
     assert keys.inbox("t", "svc") == "t:inbox:{svc}"
     assert keys.cancels("t") == "t:cancels"
+    assert keys.idempotency("t", "acme", "order:1") == "t:idem:acme:order:1"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ def test_a_key_of_the_pool_or_registry_may_live_for_ever(key: str) -> None:
         "headrace:{default}:ended:digits-2-a1",
         "headrace:inbox:{svc}:3",
         "headrace:cancels",
+        "headrace:idem:default:order-1",
+        "headrace:idem:default:registry:rev",
         "headrace:{default}:testclock",
         "headrace:{default}:lease:digits-2-a1:other",
         "tok",
