@@ -32,7 +32,8 @@ format: $(DEV)  ## Format the sources and apply the safe fixes
 chaos: $(DEV)  ## Kill every kind of process under load and judge the answers (ARGS="kill-worker --repeats 3")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-bench-echo: $(DEV)  ## Measure echoed requests/s and latency; writes build/bench/echo.json
+bench-echo: $(DEV)  ## Measure the bare log and the whole path; writes build/bench/{log,echo}.json
+	$(BIN)/python -P -m benchmarks.log_roundtrip
 	$(BIN)/python -m benchmarks.echo $(ARGS)
 
 bench-engine: $(DEV)  ## Measure the path against the bare model; writes build/bench/engine.json
