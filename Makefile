@@ -33,7 +33,7 @@ chaos: $(DEV)  ## Kill every kind of process under load and judge the answers (A
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench-echo: $(DEV)  ## Measure the bare log and the whole path; writes build/bench/{log,echo}.json
-	$(BIN)/python -P -m benchmarks.log_roundtrip
+	$(BIN)/python -m benchmarks.log_roundtrip
 	$(BIN)/python -m benchmarks.echo $(ARGS)
 
 bench-engine: $(DEV)  ## Measure the path against the bare model; writes build/bench/engine.json
