@@ -61,7 +61,7 @@ $(BIN)/.bootstrapped: | $(BIN)/python
 	@touch $@
 
 define install
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]' || \
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python -c constraints.txt -e '.[$(1)]' || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
 endef
 

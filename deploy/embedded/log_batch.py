@@ -25,8 +25,7 @@ HEADER = struct.Struct(">qiibIhiqqqhii")
 _CHECKED_FROM = 21  # the checksum covers all from the attributes on
 _LENGTH_FROM = 12  # and the length field all after itself
 _FORMAT = 2
-_COMPRESSION, _STAMPED, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
-_GZIP = 1  # the number of the codec in a batch's attributes
+COMPRESSION, _STAMPED, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
 _REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 _REMEMBERED_PRODUCERS = 10_000  # in one partition; a bound on memory, the longest silent go first
 _SEQUENCES = 1 << 31
@@ -85,8 +84,6 @@ def accept(records: bytes) -> Batch:
         raise LogError(ErrorCode.invalid_record, "a request carries exactly one batch per partition, without gaps")
     if batch.attributes & (_TRANSACTIONAL | _CONTROL):
         raise LogError(ErrorCode.invalid_record, "the embedded log has no transactions")
-    if batch.attributes & _COMPRESSION > _GZIP:  # it unpacks nothing, and its readers may lack the library
-        raise LogError(ErrorCode.unsupported_compression_type, "the embedded log takes batches plain or with gzip")
     return batch
 
 
@@ -108,7 +105,7 @@ def find_time(data: bytes, timestamp: int) -> tuple[int, int]:
     batch = Batch._make(HEADER.unpack_from(data))
     if batch.attributes & _STAMPED:
         return batch.max_timestamp, batch.base_offset
-    if not batch.attributes & _COMPRESSION:
+    if not batch.attributes & COMPRESSION:
         for time, offset in _record_times(data, batch):
             if time >= timestamp:
                 return time, offset

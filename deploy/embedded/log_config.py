@@ -40,6 +40,7 @@ class TopicConfig:
 
     overrides: Mapping[str, str]
     log_append_time: bool
+    takes_compressed: bool
     max_message_bytes: int
     min_insync_replicas: int
     retention_bytes: int
@@ -58,8 +59,10 @@ def parse_config(overrides: Mapping[str, str | None]) -> TopicConfig:
             wanted = " or ".join(words) or f"a whole number, {least} or more"
             raise LogError(ErrorCode.invalid_config, f"{name}={value}: this log does {wanted}")
     values = {name: given.get(name, setting.default) for name, setting in SETTINGS.items()}
+    log_append_time = values["message.timestamp.type"] == "LogAppendTime"
+    takes_compressed = values["compression.type"] == "producer"
     numbers = {name.replace(".", "_"): int(value) for name, value in values.items() if not SETTINGS[name].words}
-    return TopicConfig(given, values["message.timestamp.type"] == "LogAppendTime", **numbers)
+    return TopicConfig(given, log_append_time, takes_compressed, **numbers)
 
 
 def _is_at_least(least: int, value: str) -> bool:

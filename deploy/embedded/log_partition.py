@@ -22,7 +22,17 @@ from pathlib import Path
 
 from kio.schema.errors import ErrorCode
 
-from deploy.embedded.log_batch import HEADER, Appended, Batch, Sequences, accept, find_time, place, read_batch
+from deploy.embedded.log_batch import (
+    COMPRESSION,
+    HEADER,
+    Appended,
+    Batch,
+    Sequences,
+    accept,
+    find_time,
+    place,
+    read_batch,
+)
 from deploy.embedded.log_config import TopicConfig
 from deploy.embedded.log_wire import NOWHERE, LogError
 
@@ -149,6 +159,8 @@ class Partition:
     def append(self, records: bytes, now_unix_ms: int) -> Appended:
         """Append the batch unless it is a repeat, wake who waits, and say where it lies."""
         batch = accept(records)
+        if batch.attributes & COMPRESSION and not self.config.takes_compressed:  # Kafka would unpack it
+            raise LogError(ErrorCode.unsupported_compression_type, "this topic takes uncompressed batches only")
         if batch.size > self.config.max_message_bytes:
             raise LogError(ErrorCode.message_too_large, f"{batch.size} bytes are more than max.message.bytes")
         if batch.producer_id >= 0 and (earlier := self._sequences.check(batch)):

@@ -51,6 +51,20 @@ def make_batch(
     return struct.pack(">qiibI", 0, len(checked) + 9, -1, 2, crc32c(checked)) + checked
 
 
+def unreadable_batch(records: int) -> bytes:
+    """A batch whose last record has a header with a name that is no text, which a broker does not look at."""
+    batch = bytearray(make_batch([b"x"] * records))
+    # In the place of the last record's empty list of headers: one, of a name of four bytes and an empty value.
+    header = varint(1) + varint(4) + b"\xff\xfe\xfd\xfc" + varint(0)
+    last = b"\0" + varint(0) + varint(records - 1) + varint(-1) + varint(1) + b"x"
+    plain = varint(len(last) + 1) + last + varint(0)
+    assert batch.endswith(plain)
+    batch[-len(plain) :] = varint(len(last) + len(header)) + last + header
+    struct.pack_into(">i", batch, 8, len(batch) - 12)
+    struct.pack_into(">I", batch, 17, crc32c(bytes(batch[21:])))
+    return bytes(batch)
+
+
 class StoredBatch(NamedTuple):
     """The header of a batch as a broker returns it."""
 

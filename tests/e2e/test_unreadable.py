@@ -11,9 +11,8 @@ from benchmarks.harness import control, deploy, running_stack, wait_for_workers
 from contracts import topics
 from producer.client import InferenceClient
 from tests.chaos.load import FOLDER, MODEL, PARTITIONS, deployment, key_of
-from tests.contract.log_raw import RawClient, make_batch
+from tests.contract.log_raw import RawClient, unreadable_batch
 
-GZIP = 1  # the codec's number in a batch's attributes; nothing in here is compressed, so no library can unpack it
 BEFORE_AND_BEHIND = 3
 
 
@@ -38,7 +37,7 @@ async def test_what_cannot_be_decoded_is_stepped_over() -> None:
             await wait_for_workers(leases, MODEL, 1)
         async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="t") as client:
             await ask_every_partition(client)
-            bad = make_batch([b"x", b"y"], attributes=GZIP)
+            bad = unreadable_batch(2)
             with RawClient(stack.kafka_bootstrap) as raw:
                 answers = raw.produce(topic, bad, bad)  # into partitions 0 and 1
             assert [answer.error_code for answer in answers] == [0, 0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from crc32c import crc32c
 
 from contracts import keys, topics
 from contracts.adapters.kafka import Admin, Partition, Record, UnreadableRecord
@@ -16,7 +13,7 @@ from contracts.messages import ReplyAddress, ResponseBody, Status
 from deploy.embedded.processes import Server
 from producer.client import InferenceClient
 from producer.settings import InboxSettings
-from tests.contract.log_raw import PRODUCE, PRODUCE_VERSION, RawClient
+from tests.contract.log_raw import PRODUCE, PRODUCE_VERSION, RawClient, unreadable_batch
 from tests.helpers import wait_until
 from tests.integration.producer.kit import Fleet, Reply, Responder, Seen, echo, refuse, row, set_fault, silent
 
@@ -101,16 +98,6 @@ async def test_an_error_with_another_token_does_not_end_a_request_and_a_result_d
         assert client.stats().foreign == 1
         responder.behave = lambda seen: [Reply(seen.id, Status.OK, body, "earlier-instance")]
         assert (await client.infer("echo", row())).status is Status.OK
-
-
-def unreadable_batch(records: int) -> bytes:
-    """A batch whose last record has a header with a name that is no text."""
-    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 16)
-    for number in range(records):
-        builder.append(number, 1_000, None, b"x", [("name", b"")] if number == records - 1 else [])
-    batch = bytearray(bytes(builder.build()).replace(b"name", b"\xff\xfe\xfd\xfc"))
-    batch[17:21] = struct.pack(">I", crc32c(batch[21:]))
-    return bytes(batch)
 
 
 def put_batch(fleet: Fleet, address: ReplyAddress, batch: bytes) -> None:
