@@ -72,6 +72,7 @@ class Drain:
         self._committing = asyncio.Lock()
         self._partition_count = 0
         self._quiet = False
+        self._queue_rows = metrics.QUEUE_ROWS.labels(topic)
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -110,7 +111,7 @@ class Drain:
         if any(partition.partition == 0 for partition in starts):
             self._forwarder.take()
         self._claimed.set()
-        metrics.PARTITIONS.set(len(self._claims))
+        metrics.PARTITIONS.labels(self.topic).set(len(self._claims))
 
     async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """Where to begin: the committed offset if the log still has it, else the log's start; and the log's end."""
@@ -156,7 +157,7 @@ class Drain:
             self._note_progress(claim)  # it was not what ended us
         for partition in giving:
             self._claims.pop(partition, None)
-        metrics.PARTITIONS.set(len(self._claims))
+        metrics.PARTITIONS.labels(self.topic).set(len(self._claims))
         return frozenset(partition.partition for partition in giving)
 
     def _silence(self, claims: set[Claim]) -> None:
@@ -228,7 +229,7 @@ class Drain:
                 self._take_records(claim, records)
         if found:
             self._batcher.pump()
-            metrics.QUEUE_ROWS.set(self._batcher.queue.rows)
+            self._queue_rows.set(self._batcher.queue.rows)
 
     async def _step_over_unreadable(self) -> None:
         """Find the record that cannot be read and go on behind it, or its partition would stand still for ever.
