@@ -44,8 +44,8 @@ def _archive(path: Path, target: torch.device) -> Any:
         return jit.load(path, map_location=target).eval()
     raise ModelLoadError(
         f"{path} is neither a TorchScript archive (torch.jit.save) nor a torch.export program (torch.export.save) nor "
-        "an AOTInductor package; export the model as one of them, or save its weights as safetensors and name its class "
-        "in handler:"
+        "an AOTInductor package; export the model as one of them, or save its weights as safetensors and name its "
+        "class in handler:"
     )
 
 
