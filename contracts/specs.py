@@ -169,7 +169,8 @@ class ModelSpec(Spec):
     artefact: str = ""
     """File beside model.yaml; by default model.onnx, model.py or model.pt."""
     handler: str = ""
-    """python backend only: `module:Class` in the version's folder; by default `model:Model`."""
+    """`module:Class` in the version's folder. python backend: the model, by default `model:Model`. torch backend: the
+    torch.nn.Module whose weights the artefact holds, which then is model.safetensors by default."""
     description: str = ""
     inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
@@ -191,8 +192,8 @@ class ModelSpec(Spec):
             if twice:
                 msg = f"tensor {twice[0]!r} is declared twice"
                 raise ValueError(msg)
-        if self.handler and self.backend != "python":
-            msg = "handler belongs to the python backend"
+        if self.handler and self.backend == "onnx":
+            msg = "handler belongs to the python and torch backends"
             raise ValueError(msg)
         if "/" in self.artefact or self.artefact.startswith("."):
             msg = "artefact must be a file in the version's own folder"
@@ -234,6 +235,8 @@ class ModelSpec(Spec):
     @property
     def artefact_name(self) -> str:
         """The artefact's file name, the backend's default unless given."""
+        if self.backend == "torch" and self.handler and not self.artefact:
+            return "model.safetensors"
         return self.artefact or default_artefacts[self.backend]
 
     @property

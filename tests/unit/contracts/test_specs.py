@@ -39,7 +39,7 @@ def test_a_model_gets_its_backends_defaults() -> None:
         (("backend: onnx", "backend: pickle"), "backend"),
         (("shape: [-1, 64]", "shape: [1, 64]"), "first dimension is the batch"),
         (("datatype: FP32, shape: [-1, 64]", "datatype: FLOAT, shape: [-1, 64]"), "unknown datatype"),
-        (("backend: onnx", "backend: onnx\nhandler: a:B"), "handler belongs to the python backend"),
+        (("backend: onnx", "backend: onnx\nhandler: a:B"), "handler belongs to the python and torch backends"),
         (("backend: onnx", "backend: onnx\nartefact: ../../x.onnx"), "own folder"),
         (("backend: onnx", "backend: onnx\nbatchng: {}"), "batchng"),
         (("name: digits", "name: [digits"), "not valid YAML"),
