@@ -166,7 +166,11 @@ def test_max_confidence_takes_the_whole_row_of_the_surest_member(members: list[l
 
 
 def test_max_confidence_prefers_any_number_to_nan_and_names_the_place_among_all_members() -> None:
-    members = [None, {"confidence": np.array([math.nan])}, {"confidence": np.array([-math.inf])}]
+    members: list[dict[str, Array] | None] = [
+        None,
+        {"confidence": np.array([math.nan])},
+        {"confidence": np.array([-math.inf])},
+    ]
     assert reduce("max_confidence", members)["member"].tolist() == [2]
 
 
@@ -209,7 +213,7 @@ def test_concat_puts_rows_one_after_the_other_and_leaves_out_who_is_absent() -> 
 
 
 def test_stack_puts_columns_side_by_side_and_needs_everybody() -> None:
-    members = [{"f": np.array([[1.0, 2.0]], np.float32)}, {"f": np.array([7], np.int64)}]
+    members: list[dict[str, Array] | None] = [{"f": np.array([[1.0, 2.0]], np.float32)}, {"f": np.array([7], np.int64)}]
     result = reduce("stack", members, {"datatype": "FP32"})["f"]
     assert result.dtype == np.float32
     assert result.tolist() == [[1.0, 2.0, 7.0]]
