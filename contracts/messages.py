@@ -134,13 +134,12 @@ class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What the model is asked: named tensors and scalar parameters.
 
     The rest is a pipeline's, and the model never sees it. `carried`: values that later steps need, named
-    `<step>.<tensor>`. `passed`: the caller's parameters, for the steps that get them. `ran`: which step came before.
+    `<step>.<tensor>`. `ran`: which step came before.
     """
 
     inputs: tuple[Tensor, ...]
     parameters: Parameters = {}
     carried: tuple[Tensor, ...] = ()
-    passed: Parameters = {}
     ran: Ran | None = None
 
 

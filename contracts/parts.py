@@ -10,8 +10,8 @@ the part is for) and
     part   who sends it: the step of that name, for a gather the number of the row
     kind   value | error | skip | width | marker
 
-The body is a msgpack map: `env` (tensors named `<step>.<tensor>`), `failure`, `width`, `passed` and `ran` as in a
-request. A marker's body says what it covers; `workers.joiner` has the rule of the marker.
+The body is a msgpack map: `env` (tensors named `<step>.<tensor>`), `failure`, `width`, and `ran` as in a request. A
+marker's body says what it covers; `workers.joiner` has the rule of the marker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import msgspec
 
 from contracts.codec import Headers, decode_headers, encode_headers
 from contracts.errors import InvalidRequest
-from contracts.messages import Hop, Parameters, Ran, RequestHeaders, Status
+from contracts.messages import Hop, Ran, RequestHeaders, Status
 from contracts.tensors import Tensor
 
 MAX_SOURCE_CHARACTERS = 512
@@ -64,7 +64,6 @@ class PartBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     env: tuple[Tensor, ...] = ()
     failure: PartFailure | None = None
     width: int | None = None
-    passed: Parameters = {}
     ran: Ran | None = None
 
 

@@ -75,6 +75,11 @@ def parse_joins(prefix: str, topic: str) -> ModelVersion | None:
     return _versioned(f"{prefix}.joins.", topic)
 
 
+def deployment_of(prefix: str, topic: str) -> ModelVersion | None:
+    """The model version or pipeline whose workers drain a topic; None when no worker is given partitions of it."""
+    return parse_requests(prefix, topic) or parse_joins(prefix, topic)
+
+
 def _versioned(head: str, topic: str) -> ModelVersion | None:
     if not topic.startswith(head):
         return None

@@ -99,7 +99,7 @@ def test_headers_that_contradict_themselves_are_invalid(name: str, value: bytes)
 
 def test_what_travels_past_the_model_comes_back_with_the_request() -> None:
     ran = Ran("detect", Receipt(worker="w1", batch_rows=4), (3,))
-    sent = RequestBody((tensor("x"),), {"k": 5}, (tensor(),), {"mode": "fast"}, ran)
+    sent = RequestBody((tensor("x"),), {"k": 5}, (tensor(),), ran)
     found = decode_request(encode_step(sent))
     assert found == sent
 
@@ -114,7 +114,7 @@ def test_a_direct_request_is_as_small_as_it_was() -> None:
         PartBody((tensor(), tensor("vote.label"))),
         PartBody(failure=PartFailure(Status.POISON, "the model failed", "forest", retryable=True)),
         PartBody(width=0),
-        PartBody((tensor(),), width=10_000, passed={"k": 1}, ran=Ran("detect", Receipt())),
+        PartBody((tensor(),), width=10_000, ran=Ran("detect", Receipt())),
         PartBody(),
     ],
 )
