@@ -11,4 +11,4 @@ OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist
 LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
 )
-PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")
+PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
