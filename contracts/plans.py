@@ -147,7 +147,9 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     declared: tuple[Declared, ...] = ()
     """Of a gather: what its tensors look like when there are no rows. Of the input: what a job must bring."""
     keep: tuple[str, ...] = ()
-    """Of a model: the values carried beside its inputs. Of a join: those that parts bring, each as far as it has them."""
+    """Of a model: the values that are carried beside its inputs."""
+    brings: tuple[tuple[str, ...], ...] = ()
+    """Of a join: for each of `branches`, the values that its part brings."""
     max_rows: int = 0
     """Of a map: rows, at most."""
 
@@ -193,13 +195,13 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return {name: tuple(nodes) for name, nodes in found.items()}
 
     @cached_property
-    def feeds(self) -> dict[str, tuple[Node, ...]]:
-        """The joins that each node sends a part to."""
-        found: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+    def feeds(self) -> dict[str, tuple[tuple[Node, tuple[str, ...]], ...]]:
+        """The joins that each node sends a part to, and what it brings them."""
+        found: dict[str, list[tuple[Node, tuple[str, ...]]]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
-            for branch in node.branches:
-                found[branch].append(node)
-        return {name: tuple(nodes) for name, nodes in found.items()}
+            for branch, brings in zip(node.branches, node.brings, strict=True):
+                found[branch].append((node, brings))
+        return {name: tuple(joins) for name, joins in found.items()}
 
     @cached_property
     def joins(self) -> tuple[Node, ...]:
@@ -316,7 +318,9 @@ def parse_branch(text: str) -> Branch:
     if not text:
         return ()
     indexes = text.split(".")
-    if len(indexes) > MAX_DEPTH or not all(index.isascii() and index.isdigit() and len(index) < 10 for index in indexes):  # noqa: PLR2004
+    if len(indexes) > MAX_DEPTH or not all(
+        index.isascii() and index.isdigit() and len(index) < 10 for index in indexes
+    ):
         msg = "header branch must be the row numbers of at most 4 maps, such as 3.7"
         raise InvalidRequest(msg)
     return tuple(map(int, indexes))
