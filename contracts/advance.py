@@ -253,11 +253,11 @@ class _Walk:
             self._ended(node, branch, context.env, Result(inputs))
             return
         try:
-            width = rows.count_rows(tuple(inputs.values()), node.max_rows)
+            width = rows.count_rows(tuple(inputs.values()), node.axis, node.max_rows)
         except HeadraceError as exc:
             self._ended(node, branch, context.env, Result(_failed_map(node, exc)))
             return
-        cut = {name: list(rows.split(tensor)) for name, tensor in inputs.items() if name in node.outputs}
+        cut = {name: list(rows.split(tensor, node.axis)) for name, tensor in inputs.items() if name in node.outputs}
         for join, brings in self._plan.feeds[node.name]:
             if join.kind == "gather":
                 env = kept(context.env, brings)

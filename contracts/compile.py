@@ -226,6 +226,7 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
         keep=placed.keep if draft.kind == "model" else (),
         brings=placed.brings,
         max_rows=step.map.max_rows if draft.kind == "map" else 0,
+        axis=step.map.axis if draft.kind in ("map", "gather") else 0,
     )
 
 

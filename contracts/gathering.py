@@ -75,7 +75,7 @@ def gathered(node: Node, parts: Parts, *, is_late: bool) -> Result:
         failure = head.failure or Failure(Status.INTERNAL, "a failed map did not say why", node.name)
         return Result(own_failure(node, failure) if failure.step == node.branches[0] else failure)
     if not head.width:
-        return Result(Value({declared.name: rows.empty(declared) for declared in node.declared}))
+        return Result(Value({declared.name: rows.empty(declared, node.axis) for declared in node.declared}))
     found = _sort(node, parts, head.width, is_late=is_late)
     missing = [*(index for index, _ in found.failures), *found.absent]
     values = found.values
@@ -114,7 +114,7 @@ def _together(node: Node, parts: Parts, values: list[int]) -> Value | Failure:
         key = f"{node.branches[1]}.{declared.name}"
         found = [parts[index].env[key] for index in values if key in parts[index].env]
         if found:
-            tensors[declared.name] = rows.join(declared.name, found)
+            tensors[declared.name] = rows.join(declared.name, found, node.axis)
     return Value(tensors)
 
 

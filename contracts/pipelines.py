@@ -230,6 +230,8 @@ class OverSpec(Spec):
 
     over: _SourceText | Annotated[dict[str, Alternatives], Field(min_length=1)]
     """The tensor whose rows the body sees one by one as `row.<its name>`; or several, by the name the body uses."""
+    axis: Literal[0, 1] = 0
+    """0: one row after the other. 1: what a model answered for one row, `tensor[:, i]`; outputs are stacked likewise."""
     max_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """More rows than this are the step's failure."""
 

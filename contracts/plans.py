@@ -6,7 +6,7 @@ exactly once. What happens where:
 
 - A node with a `host` is evaluated *inline*, at once after its host, by whoever ended the host: it needs no message.
   The node `input` is the head; the host of a map's first body nodes is the map itself.
-- A node without one is a *join*: each of its `branches` sends it exactly one part, a gather as many as the map has rows.
+- A node without one is a *join*: each of its `branches` sends it exactly one part, a gather's body one for each row.
 - A model node is asked; what was asked comes back to `advance` with the values that were carried along.
 
 `advance` does all that; this module only says what a plan is, how it is encoded and what identifies it. A plan's digest
@@ -19,6 +19,7 @@ Values travel in an `Env`: tensors named `step.tensor`. What is not in it was sk
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -39,6 +40,9 @@ PARAMETERS: Final = "*parameters"
 MISSING: Final = "*missing"
 """The value that names what joins did without, as BYTES."""
 DIGEST_BYTES: Final = 16
+MAX_DEPTH: Final = 4
+"""Maps inside of each other, at most."""
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 Kind = Literal["input", "model", "reduce", "map", "yield", "gather", "output"]
 OnError = Literal["fail", "skip", "default"]
@@ -123,7 +127,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: str | None = None
     """The node behind which it is evaluated inline; None for a join (and for `input`)."""
     branches: tuple[str, ...] = ()
-    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one part per row)."""
+    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one for each row)."""
     members: tuple[Member, ...] = ()
     when: tuple[Guard, ...] = ()
     """All must hold, or the node is skipped."""
@@ -152,6 +156,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Of a join: for each of `branches`, the values that its part brings."""
     max_rows: int = 0
     """Of a map: rows, at most."""
+    axis: int = 0
+    """Of a map and its gather: along which dimension rows are cut and put together."""
 
     @property
     def is_join(self) -> bool:
@@ -318,13 +324,7 @@ def parse_branch(text: str) -> Branch:
     if not text:
         return ()
     indexes = text.split(".")
-    if len(indexes) > MAX_DEPTH or not all(
-        index.isascii() and index.isdigit() and len(index) < 10 for index in indexes
-    ):
+    if len(indexes) > MAX_DEPTH or not all(_INDEX.fullmatch(index) for index in indexes):
         msg = "header branch must be the row numbers of at most 4 maps, such as 3.7"
         raise InvalidRequest(msg)
     return tuple(map(int, indexes))
-
-
-MAX_DEPTH: Final = 4
-"""Maps inside of each other, at most."""

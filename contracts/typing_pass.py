@@ -14,6 +14,7 @@ from contracts.errors import HeadraceError
 from contracts.expand import Draft, Fault, Input
 from contracts.names import ModelVersion
 from contracts.plans import INPUT, Constant, Source
+from contracts.rows import joined_shape, row_shape
 from contracts.specs import TensorSpec
 
 
@@ -64,12 +65,33 @@ def check_types(
                 faults += _check_reducer(draft, types)
             case "map" | "yield":
                 faults += _check_alternatives(draft, types)
-                types.declare(draft.name, {entry.name: types.first(entry.alternatives) for entry in draft.members[0]})
+                found = {entry.name: types.first(entry.alternatives) for entry in draft.members[0]}
+                axis = draft.step.map.axis if draft.kind == "map" else 0
+                faults += _check_axis(draft, found, axis)
+                types.declare(draft.name, _reshaped(found, axis, row_shape))
             case "gather":
-                types.declare(draft.name, types.known(f"{draft.name}/yield"))
+                rows = types.known(f"{draft.name}/yield") or {}
+                types.declare(draft.name, _reshaped(rows, draft.step.map.axis, joined_shape))
             case _:
                 faults += _check_alternatives(draft, types)
     return faults
+
+
+def _check_axis(draft: Draft, found: Mapping[str, TensorSpec | None], axis: int) -> list[Fault]:
+    return [
+        Fault(draft.path, f"{name!r} is {_text(spec)} and has no axis {axis} to go over")
+        for name, spec in found.items()
+        if spec is not None and len(spec.shape) <= axis
+    ]
+
+
+def _reshaped(
+    found: Mapping[str, TensorSpec | None], axis: int, shape_of: Callable[[tuple[int, ...], int], tuple[int, ...]]
+) -> dict[str, TensorSpec | None]:
+    return {
+        name: None if spec is None else spec.model_copy(update={"name": name, "shape": shape_of(spec.shape, axis)})
+        for name, spec in found.items()
+    }
 
 
 def _check_sources(draft: Draft, types: Types) -> list[Fault]:
