@@ -17,7 +17,7 @@ from contracts.adapters.registry import RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.routing import pin
-from producer.partitioner import Partitioner
+from contracts.partitioner import Partitioner
 from producer.plan import ModelPlan
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import Tensor
-from producer.partitioner import Partitioner
+from contracts.partitioner import Partitioner
 from producer.plan import ModelPlan
 
 KEY = ModelVersion("m", 1)
