@@ -129,8 +129,8 @@ def _collect(pairs: Headers) -> dict[str, bytes]:
 def decode_address(pairs: Headers) -> tuple[str, ReplyAddress | None]:
     """The id and reply address of a record, as far as they can be read; ("", None) when they cannot.
 
-    Never raises: this is what an answer to an otherwise unreadable record needs. A step of a job is answered as the job,
-    since that is all that its caller knows.
+    Never raises: this is what an answer to an otherwise unreadable record needs. A step of a job is answered as
+    the job, since that is all that its caller knows.
     """
     found = _collect(pairs)
     try:

@@ -20,10 +20,10 @@ from contracts.messages import Hop, Ran, Receipt, RequestHeaders, Status
 from contracts.names import ModelVersion
 from contracts.plans import Answer, Emission, Failure, Outcome, Plan, Value
 from contracts.tensors import Tensor
-from workers.ingest.courier import Courier, Done
+from workers.draining.courier import Courier, Done
+from workers.draining.emit import Job
+from workers.draining.plan_cache import PlanCache
 from workers.ingest.delivery import Origin
-from workers.ingest.emit import Job
-from workers.ingest.plan_cache import PlanCache
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Onward:
         outcome = Value({tensor.name: tensor for tensor in outputs})
         self._plans.when(hop.plan, partial(self._go_on, origin, outcome, receipt))
 
-    def fail(  # noqa: PLR0913 - as the responder has it
+    def fail(
         self, origin: Origin, status: Status, message: str, receipt: Receipt, *, retryable: bool, attempts: int = 0
     ) -> None:
         """The step failed; of a poisonous one `attempts` were lost with the engine."""

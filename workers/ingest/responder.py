@@ -18,9 +18,9 @@ from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, statu
 from contracts.names import ModelVersion
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
+from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin
-from workers.ingest.publisher import Publisher
 
 if TYPE_CHECKING:
     from workers.ingest.onward import Onward
@@ -87,7 +87,7 @@ class Responder:
         timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
         self._fail(delivery.origin, status, message, timing, retryable=retryable)
 
-    def _fail(  # noqa: PLR0913 - of a step it is not yet the answer
+    def _fail(
         self, origin: Origin, status: Status, message: str, timing: Receipt, *, retryable: bool, attempts: int = 0
     ) -> None:
         _counters[status].inc()
@@ -124,7 +124,7 @@ class Responder:
 
         return self._postpone(origin, "step", message, ttl, left, give_up)
 
-    def _postpone(  # noqa: PLR0913
+    def _postpone(
         self, origin: Origin, reason: str, message: str, ttl: float, left: float, give_up: Callable[[object], None]
     ) -> bool:
         """Copy a request into the retry topic; False when it has had its attempts or has no time for another one."""

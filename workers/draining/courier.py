@@ -1,4 +1,4 @@
-"""What a plan wants to happen, carried out: every emission published and acknowledged before anything is called done."""
+"""What a plan wants to happen, carried out: all of it is published and acknowledged before anything is called done."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from contracts.clock import Clock
 from contracts.messages import Ran, Status
 from contracts.plans import Answer, Ask, Emission, Failure
-from workers.ingest import metrics
-from workers.ingest.emit import Job, Outbound, failed, outbound
-from workers.ingest.publisher import Publisher
+from workers.draining import metrics
+from workers.draining.emit import Job, Outbound, failed, outbound
+from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Courier:
         self._prefix = prefix
         self._partition_of = partition_of
 
-    def send(  # noqa: PLR0913 - what a shipment is made of
+    def send(
         self,
         job: Job,
         emissions: Iterable[Emission],

@@ -69,11 +69,11 @@ class Outbound(NamedTuple):
     partition: int | None
     value: bytes
     headers: list[tuple[str, bytes]]
-    key: bytes | None
+    key: bytes
     emission: Emission
 
 
-def outbound(  # noqa: PLR0913 - a value of many parts
+def outbound(
     job: Job,
     emissions: Iterable[Emission],
     left_ms: int,
@@ -91,18 +91,16 @@ def outbound(  # noqa: PLR0913 - a value of many parts
     left_ms = min(max(0, left_ms), MAX_TTL_MS)
     while todo:
         emission = todo.pop(0)
-        match emission:
-            case Ask():
-                record = _ask(job, emission, left_ms, prefix, partition_of, ran)
-            case Part():
-                record = _part(job, emission, left_ms, prefix, ran)
-            case Answer():
-                record = _answer(job, emission, prefix, ran)
-        if isinstance(record, Outbound):
-            found.append(record)
+        if isinstance(emission, Part):
+            found.append(_part(job, emission, left_ms, prefix, ran))
+        elif isinstance(emission, Answer):
+            found.append(_answer(job, emission, prefix, ran))
         else:
-            assert isinstance(emission, Ask)  # noqa: S101 - the others make a smaller one of themselves
-            todo += failed(job.plan, emission, record)
+            record = _ask(job, emission, left_ms, prefix, partition_of, ran)
+            if isinstance(record, Outbound):
+                found.append(record)
+            else:
+                todo += failed(job.plan, emission, record)
     return found
 
 
@@ -111,7 +109,7 @@ def failed(plan: Plan, ask: Ask, failure: Failure) -> list[Emission]:
     return advance(plan, ask.node, ask.branch, failure, ask.carried)
 
 
-def _ask(  # noqa: PLR0913 - as above
+def _ask(
     job: Job, ask: Ask, left_ms: int, prefix: str, partition_of: Callable[[str], int | None], ran: Ran | None
 ) -> Outbound | Failure:
     topic = topics.requests(prefix, ask.model.model, ask.model.version)
@@ -172,10 +170,10 @@ def _answer(job: Job, answer: Answer, prefix: str, ran: Ran | None) -> Outbound:
     reply = job.reply
     status = Status.OK if answer.failure is None else answer.failure.status
     if reply is None:
-        return Outbound("", None, body, [], None, answer)
+        return Outbound("", None, body, [], b"", answer)
     headers = encode_response_headers(job.id, status, reply.token)
     partition = reply.partition if topics.is_replies(prefix, reply.topic) else None
-    return Outbound(reply.topic, partition, body, headers, None, answer)
+    return Outbound(reply.topic, partition, body, headers, job.id.encode(), answer)
 
 
 def _answer_body(job: Job, answer: Answer, ran: Ran | None) -> bytes:
