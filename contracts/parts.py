@@ -68,15 +68,19 @@ class PartBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class MarkerBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What a marker covers: the sources whose parts were seen, up to which offset; whether none is to come.
+    """What a marker says of one join: it was fired, or refused, and which of its parts that settles.
 
-    `until_unix_ms`: broker time at which the job is over for certain; a successor that reads the marker needs no more.
+    It covers all parts of its join up to `last_offset`. `is_closing`: whatever else comes of it is a repetition. Until
+    then `seen` names the sources that came, of `expected` in all (None: not known yet), and at `until_unix_ms` by the
+    broker's clock it is closed whatever is still missing. `is_refused`: the job was not taken in for want of room.
     """
 
     seen: tuple[str, ...] = ()
     last_offset: int = -1
     is_closing: bool = False
     until_unix_ms: int = 0
+    expected: int | None = None
+    is_refused: bool = False
 
 
 _part_decoder = msgspec.msgpack.Decoder(PartBody)

@@ -6,7 +6,7 @@ exactly once. What happens where:
 
 - A node with a `host` is evaluated *inline*, at once after its host, by whoever ended the host: it needs no message.
   The node `input` is the head; the host of a map's first body nodes is the map itself.
-- A node without one is a *join*: each of its `branches` sends it exactly one part, a gather as many as the map has rows.
+- A node without one is a *join*: each of its `branches` sends it exactly one part, a gather's body one for each row.
 - A model node is asked; what was asked comes back to `advance` with the values that were carried along.
 
 `advance` does all that; this module only says what a plan is, how it is encoded and what identifies it. A plan's digest
@@ -19,6 +19,7 @@ Values travel in an `Env`: tensors named `step.tensor`. What is not in it was sk
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -39,6 +40,9 @@ PARAMETERS: Final = "*parameters"
 MISSING: Final = "*missing"
 """The value that names what joins did without, as BYTES."""
 DIGEST_BYTES: Final = 16
+MAX_DEPTH: Final = 4
+"""Maps inside of each other, at most."""
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 Kind = Literal["input", "model", "reduce", "map", "yield", "gather", "output"]
 OnError = Literal["fail", "skip", "default"]
@@ -123,7 +127,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: str | None = None
     """The node behind which it is evaluated inline; None for a join (and for `input`)."""
     branches: tuple[str, ...] = ()
-    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one part per row)."""
+    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one for each row)."""
     members: tuple[Member, ...] = ()
     when: tuple[Guard, ...] = ()
     """All must hold, or the node is skipped."""
@@ -147,9 +151,13 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     declared: tuple[Declared, ...] = ()
     """Of a gather: what its tensors look like when there are no rows. Of the input: what a job must bring."""
     keep: tuple[str, ...] = ()
-    """Of a model: the values carried beside its inputs. Of a join: those that parts bring, each as far as it has them."""
+    """Of a model: the values that are carried beside its inputs."""
+    brings: tuple[tuple[str, ...], ...] = ()
+    """Of a join: for each of `branches`, the values that its part brings."""
     max_rows: int = 0
     """Of a map: rows, at most."""
+    axis: int = 0
+    """Of a map and its gather: along which dimension rows are cut and put together."""
 
     @property
     def is_join(self) -> bool:
@@ -193,13 +201,13 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
         return {name: tuple(nodes) for name, nodes in found.items()}
 
     @cached_property
-    def feeds(self) -> dict[str, tuple[Node, ...]]:
-        """The joins that each node sends a part to."""
-        found: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+    def feeds(self) -> dict[str, tuple[tuple[Node, tuple[str, ...]], ...]]:
+        """The joins that each node sends a part to, and what it brings them."""
+        found: dict[str, list[tuple[Node, tuple[str, ...]]]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
-            for branch in node.branches:
-                found[branch].append(node)
-        return {name: tuple(nodes) for name, nodes in found.items()}
+            for branch, brings in zip(node.branches, node.brings, strict=True):
+                found[branch].append((node, brings))
+        return {name: tuple(joins) for name, joins in found.items()}
 
     @cached_property
     def joins(self) -> tuple[Node, ...]:
@@ -316,11 +324,7 @@ def parse_branch(text: str) -> Branch:
     if not text:
         return ()
     indexes = text.split(".")
-    if len(indexes) > MAX_DEPTH or not all(index.isascii() and index.isdigit() and len(index) < 10 for index in indexes):  # noqa: PLR2004
+    if len(indexes) > MAX_DEPTH or not all(_INDEX.fullmatch(index) for index in indexes):
         msg = "header branch must be the row numbers of at most 4 maps, such as 3.7"
         raise InvalidRequest(msg)
     return tuple(map(int, indexes))
-
-
-MAX_DEPTH: Final = 4
-"""Maps inside of each other, at most."""

@@ -16,8 +16,8 @@ from contracts import topics
 from contracts.adapters.registry import RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
+from contracts.partitioner import Partitioner
 from contracts.routing import pin
-from producer.partitioner import Partitioner
 from producer.plan import ModelPlan
 
 log = logging.getLogger(__name__)

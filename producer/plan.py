@@ -17,10 +17,10 @@ from contracts.codec import encode_request
 from contracts.errors import InvalidRequest
 from contracts.messages import Parameters
 from contracts.names import ModelVersion
+from contracts.partitioner import Partitioner
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type
 from producer.admission import check_size, check_tensor_bytes
-from producer.partitioner import Partitioner
 
 Inputs = Mapping[str, npt.ArrayLike] | Sequence[Tensor]
 """Named arrays (or lists), or tensors that are ready to travel."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from contracts.messages import Receipt, Status
 from contracts.specs import BatchingSpec, ModelSpec
+from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
@@ -26,7 +27,6 @@ from workers.ingest.policy import Cut, Policy, Wait
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.suspects import Suspects
-from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Batcher:
                 self._refuse_late(delivery, _EXPIRED)
             elif is_settled(delivery):
                 self.queue.settled(delivery)
-            elif delivery.origin.request_id in self._cancelled:
+            elif delivery.origin.root in self._cancelled:
                 self._responder.fail(delivery, Status.CANCELLED, "cancelled by its caller before it ran")
                 self.queue.settled(delivery)
             else:

@@ -25,18 +25,21 @@ from contracts.errors import TransportError
 from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.service import Loops
+from workers.draining.broker_time import BrokerTime
+from workers.draining.courier import Courier
+from workers.draining.plan_cache import PlanCache
+from workers.draining.publisher import Publisher
+from workers.draining.tombstones import Tombstones
 from workers.ingest.batcher import Batcher
-from workers.ingest.broker_time import BrokerTime
 from workers.ingest.drain import Drain
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
 from workers.ingest.launcher import Launcher
-from workers.ingest.publisher import Publisher
+from workers.ingest.onward import Onward
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.suspects import Suspects
-from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
 from workers.link import Batch
 
@@ -56,6 +59,8 @@ class Surroundings(NamedTuple):
     tombstones: Tombstones
     producer: Producer
     publisher: Publisher
+    plans: PlanCache
+    courier: Courier
     broker_time: BrokerTime
     launcher: Launcher
     send: Callable[[Batch], None]
@@ -92,7 +97,6 @@ class ServedModel:
             self._reader,
             intake=self._intake,
             batcher=self.batcher,
-            clock=around.clock,
             settings=around.settings.worker,
             may_take=around.is_trusted,
             suspects=self._suspects,
@@ -100,15 +104,17 @@ class ServedModel:
         )
 
     def _build_responder(self, model: RegisteredModel) -> Responder:
-        around, lease = self._around, self._around.lease
-        return Responder(
+        around, lease, key = self._around, self._around.lease, model.spec.key
+        responder = Responder(
             around.publisher,
-            model.spec.key,
+            key,
             prefix=around.settings.kafka.prefix,
-            undertaker=Undertaker(str(model.spec.key), model.digest, lease.id, lease.token, socket.gethostname()),
+            undertaker=Undertaker(str(key), model.digest, lease.id, lease.token, socket.gethostname()),
             clock=around.clock,
             retry_delays=around.settings.worker.retry_delays_seconds,
         )
+        responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
+        return responder
 
     def _build_forwarder(self, key: ModelVersion) -> Forwarder:
         around, kafka = self._around, self._around.settings.kafka

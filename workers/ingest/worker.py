@@ -19,6 +19,7 @@ from contracts.adapters.cancels import Cancels
 from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer
 from contracts.adapters.leases import Leases
+from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
@@ -26,15 +27,17 @@ from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotF
 from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
+from workers.draining.broker_time import BrokerTime
+from workers.draining.courier import Courier
+from workers.draining.plan_cache import PlanCache
+from workers.draining.publisher import Publisher
+from workers.draining.tenure import Tenure
+from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
-from workers.ingest.broker_time import BrokerTime
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.launcher import Launcher
-from workers.ingest.publisher import Publisher
 from workers.ingest.served_model import ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
-from workers.ingest.tenure import Tenure
-from workers.ingest.tombstones import Tombstones
 from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
@@ -93,6 +96,7 @@ class Worker:
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
         self._loops.spawn("watch", self._warden.watch_loop())
+        self._loops.spawn("plans", self._plans.refresh_loop())
         self._loops.spawn("journal", suspects.keep_loop(self._journal))
         log.info("serving %s on %s under lease %s", ", ".join(lease.models), device, self._lease_id)
 
@@ -116,6 +120,7 @@ class Worker:
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._launcher.pump)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
+        self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
         tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._warden = Warden(self._link, self._launcher, self._clock, self._settings.worker)
         around = Surroundings(
@@ -127,6 +132,8 @@ class Worker:
             tombstones=tombstones,
             producer=self._producer,
             publisher=self._publisher,
+            plans=self._plans,
+            courier=self._build_courier(),
             broker_time=broker_time,
             launcher=self._launcher,
             send=self._link.send,
@@ -161,6 +168,10 @@ class Worker:
             device=",".join(share.device for share in lease.shares),
         )
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
+
+    def _build_courier(self) -> Courier:
+        prefix = self._settings.kafka.prefix
+        return Courier(self._publisher, self._clock, prefix=prefix, partition_of=self._plans.partition_of)
 
     def _may_launch(self) -> bool:
         return self._publisher.has_room and self._link.is_ready and self._tenure.is_trusted
@@ -231,6 +242,7 @@ class Worker:
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
+            await self._plans.stop()
             await self._publisher.stop()
             for model in self._models:
                 model.stop()

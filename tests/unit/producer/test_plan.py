@@ -8,9 +8,9 @@ import pytest
 from contracts.codec import decode_request
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
+from contracts.partitioner import Partitioner
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import Tensor
-from producer.partitioner import Partitioner
 from producer.plan import ModelPlan
 
 KEY = ModelVersion("m", 1)
