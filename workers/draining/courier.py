@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Iterable
 
 from contracts.clock import Clock
+from contracts.emissions import Job, Outbound, failed, outbound
 from contracts.messages import Ran, Status
 from contracts.plans import Answer, Ask, Emission, Failure
 from workers.draining import metrics
-from workers.draining.emit import Job, Outbound, failed, outbound
 from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from typing import Protocol
 
 from contracts.advance import advance
 from contracts.clock import Clock
+from contracts.emissions import Job
 from contracts.messages import Hop, Ran, Receipt, RequestHeaders, Status
 from contracts.names import ModelVersion
 from contracts.plans import Answer, Emission, Failure, Outcome, Plan, Value
 from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
-from workers.draining.emit import Job
 from workers.draining.plan_cache import PlanCache
 from workers.ingest.delivery import Origin
 
