@@ -181,6 +181,13 @@ def _reads(draft: Draft) -> frozenset[Source]:
 def _step(draft: Draft, reads: frozenset[Source]) -> Step:
     require, quorum = _required(draft)
     alternatives = any(len(entry.alternatives) > 1 for member in draft.members for entry in member)
+    voters = {
+        each.step
+        for member in draft.members
+        for entry in member
+        for each in entry.alternatives
+        if isinstance(each, Source)
+    }
     is_harmless = draft.kind == "gather" and draft.step.on_error != "fail"
     return Step(
         draft.name,
@@ -188,7 +195,7 @@ def _step(draft: Draft, reads: frozenset[Source]) -> Step:
         reads,
         is_gather=draft.kind == "gather",
         can_go_early=require != "all",
-        must_join=draft.kind == "reduce" and (quorum > 0 or draft.step.timeout_ms is not None),
+        must_join=draft.kind == "reduce" and len(voters) > 1 and (quorum > 0 or draft.step.timeout_ms is not None),
         has_alternatives=alternatives or bool(draft.gates) or is_harmless,
     )
 
@@ -231,6 +238,7 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
 
 
 def _member(inputs: Sequence[Input]) -> Member:
+    inputs = sorted(inputs, key=lambda entry: entry.name)  # the order of keys is nobody's intention
     sources = (each for entry in inputs for each in entry.alternatives if isinstance(each, Source))
     name = next((source.step for source in sources), "constant")
     return Member(tuple(Binding(entry.name, entry.alternatives) for entry in inputs), name)
@@ -259,7 +267,7 @@ def _declared(draft: Draft, types: Types) -> tuple[Declared, ...]:
     if draft.kind != "gather":
         return ()
     found = []
-    for name in draft.step.outputs:
+    for name in sorted(draft.step.outputs):
         known = types.of(Source(draft.name, name))
         found.append(Declared(name, known.datatype, known.shape) if known else Declared(name, "FP32", (-1,)))
     return tuple(found)

@@ -2,7 +2,7 @@
 
 Guards come first, in their order: one that does not hold skips the node whatever its inputs are. Then every input is
 the first of its alternatives that was not skipped. A failed input makes a node fail with the first of these failures
-(by arrival at a join, else in the order of the spec), a skipped one makes it skipped; a reducer leaves skipped members
+(by arrival at a join, else by the input's name), a skipped one makes it skipped; a reducer leaves skipped members
 out, and failed ones as far as its `require` allows. `on_error` is about failures that begin at the node itself.
 """
 
