@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 Bounds = tuple[int, int]
 """Where to begin, and the log's end as it was found."""
 POLL_MS = 200
+READ_BACK_SECONDS = 60.0
+"""Between looks at what is committed. Commits of earlier owners land whenever they like, and old offsets expire."""
 _PROBE_MS = 100
 _RETRY_SECONDS = 0.5
 
@@ -279,10 +281,25 @@ class TopicDrain:
     # --- committing ---------------------------------------------------------------------------------------------------
 
     async def commit_loop(self) -> None:
-        """Commit what was answered, at intervals."""
+        """Commit what was answered, at intervals; repair what somebody else's late commit, or time, has undone."""
+        reads = asyncio.get_running_loop().time() + READ_BACK_SECONDS
         while True:
             await asyncio.sleep(self._settings.commit_interval_ms / 1000)
+            if asyncio.get_running_loop().time() >= reads:
+                reads += READ_BACK_SECONDS
+                await self._read_back()
             await self.commit(5.0)
+
+    async def _read_back(self) -> None:
+        claims = dict(self._claims)
+        async with self._committing:
+            try:
+                committed = await self._reader.committed(list(claims))
+            except TransportError as exc:
+                log.warning("%s: the committed offsets are unknown: %s", self.topic, exc)
+                return
+        for partition, claim in claims.items():
+            claim.tracker.read_back(committed[partition])
 
     async def commit(self, seconds: float, *, final: bool = False) -> bool:
         """Commit every claim's answered prefix; False when it is unknown whether that arrived.
