@@ -23,6 +23,7 @@ from producer.client import InferenceClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
+RAISE, SLOW = 1, 2
 
 CHAIN = """
 name: chain
@@ -51,9 +52,9 @@ topic: {partitions: 4}
 """
 
 
-def row(value: float, wish: int = 0, high: float = 0.5) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """One row that can be told from others."""
-    return np.array([[wish, value, high, 0]], np.float32)
+def row(value: float, wish: int = 0, *, at: int = 0, high: float = 0.5) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One row that can be told from others; the step number `at` (from 0) fails on it as wished."""
+    return np.array([[wish, value, high, at]], np.float32)
 
 
 @dataclass
