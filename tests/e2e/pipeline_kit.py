@@ -1,4 +1,4 @@
-"""A stack that serves a relay model in several versions and pipelines over it, as `headrace apply` would register them."""
+"""A stack that serves a relay model in several versions, and pipelines over it as `headrace apply` registers them."""
 
 from __future__ import annotations
 
@@ -109,11 +109,14 @@ async def pipeline_fleet(
 ) -> AsyncIterator[PipelineFleet]:
     """Serve three versions of the relay."""
     folder.mkdir(parents=True, exist_ok=True)
-    async with EmbeddedStack(folder / "stack", env=dict(env or {})) as stack, control(stack) as (registry, leases):
-        async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client:
-            fleet = PipelineFleet(stack, client, registry, leases, folder)
-            for version in (1, 2, 3):
-                await fleet.deploy(version, workers)
-            for version in (1, 2, 3):
-                await fleet.workers(version, workers)
-            yield fleet
+    async with (
+        EmbeddedStack(folder / "stack", env=dict(env or {})) as stack,
+        control(stack) as (registry, leases),
+        InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client,
+    ):
+        fleet = PipelineFleet(stack, client, registry, leases, folder)
+        for version in (1, 2, 3):
+            await fleet.deploy(version, workers)
+        for version in (1, 2, 3):
+            await fleet.workers(version, workers)
+        yield fleet

@@ -1,4 +1,4 @@
-"""Pipelines in a running fleet: chains through the models' own topics, joins, failures, rollouts and the death of workers."""
+"""Pipelines in a running fleet: chains through the models' own topics, joins, failures, rollouts, killed workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contracts.errors import DeadlineExceeded, Overloaded, PoisonRequest
 from contracts.messages import Status
 from contracts.plans import child_id
 from contracts.settings import KafkaSettings
-from tests.e2e.pipeline_kit import CHAIN, FAN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
+from tests.e2e.pipeline_kit import CHAIN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -95,7 +95,7 @@ async def test_a_chain_is_answered_once_by_the_pipeline_with_the_values_of_every
 
 async def failures(fleet: PipelineFleet) -> None:
     """The first error ends the job, unless the pipeline says what instead."""
-    with pytest.raises(PoisonRequest, match="step two: .*asked to raise"):
+    with pytest.raises(PoisonRequest, match=r"step two: .*asked to raise"):
         await fleet.client.infer("chain", {"row": row(7, RAISE, at=1)})
     letters = await records_of(fleet, topics.dead("headrace", "relay"))
     assert [decode_headers(letter.headers).hop.step for letter in letters] == ["two"]  # type: ignore[union-attr]
@@ -140,11 +140,11 @@ async def rollout(fleet: PipelineFleet) -> None:
 async def test_jobs_survive_the_death_of_workers(tmp_path: Path) -> None:
     async with pipeline_fleet(tmp_path) as fleet:
         await fleet.apply(CHAIN)
-        jobs = [asyncio.ensure_future(fleet.client.infer("chain", {"row": row(v)}, ttl_seconds=60)) for v in range(300)]
+        jobs = [await fleet.client.submit("chain", {"row": row(value)}, ttl_seconds=60) for value in range(300)]
         for version in (1, 2, 3):
             owners = (await fleet.leases.state()).topics[topics.requests("headrace", "relay", version)].own
             fleet.stack.kill_worker(owners[0][0])
             await asyncio.sleep(0.3)
-        answers = await asyncio.gather(*jobs)
+        answers = [await job.result() for job in jobs]
         assert [answer["row"].to_numpy()[0, 1] for answer in answers] == [value + 3 for value in range(300)]
         assert await check_history(fleet) >= 900
