@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from contracts import pipelines as spec
 from contracts.constants import constant
+from contracts.drafts import Draft, Fault, Input
 from contracts.errors import ConfigurationError
-from contracts.expand import Draft, Expansion, Fault, Input, Pin, PipelineOf
+from contracts.expand import Expansion, Pin, PipelineOf
 from contracts.names import ModelVersion
 from contracts.ordering import in_order, without_unused
 from contracts.placement import Place, Step, place
@@ -28,6 +29,7 @@ from contracts.plans import (
     Guard,
     Member,
     Node,
+    OnError,
     Plan,
     Policy,
     Source,
@@ -155,7 +157,9 @@ def _required(draft: Draft) -> tuple[Policy, int]:
     require = getattr(draft.step, "require", "all") if draft.kind in ("reduce", "gather") else "all"
     if isinstance(require, spec.QuorumSpec):
         return "quorum", require.quorum
-    return require, 1 if require == "first_of" else 0
+    if require == "first_of":
+        return "first_of", 1
+    return ("best_effort" if require == "best_effort" else "all"), 0
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -204,8 +208,9 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
     require, quorum = _required(draft)
     step = draft.step
     is_own = draft.kind in _OWNERS
-    on_error = getattr(step, "on_error", "fail") if is_own else "fail"
-    has_default = isinstance(on_error, spec.DefaultSpec)
+    found = getattr(step, "on_error", "fail") if is_own else "fail"
+    default = _default(found) if isinstance(found, spec.DefaultSpec) else ()
+    on_error: OnError = "default" if default else "skip" if found == "skip" else "fail"
     return Node(
         name=draft.name,
         kind=draft.kind,
@@ -217,8 +222,8 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
             Guard(tuple(Condition(test.alternatives, test.op, test.value) for test in gate.tests), gate.is_negated)
             for gate in draft.gates
         ),
-        on_error="default" if has_default else on_error,
-        default=_default(on_error) if isinstance(on_error, spec.DefaultSpec) else (),
+        on_error=on_error,
+        default=default,
         require=require,
         quorum=quorum,
         is_fail_fast=placed.is_fail_fast,

@@ -222,8 +222,8 @@ def _reduce(node: Node, votes: Ballot, context: Context) -> Outcome:
     ]
     for index in votes.chosen:
         member = votes.members[index]
-        assert isinstance(member, dict)
-        rows = next((tensor.rows for name, tensor in member.items() if name not in constants[index]), rows)
+        inputs = member if isinstance(member, dict) else {}
+        rows = next((tensor.rows for name, tensor in inputs.items() if name not in constants[index]), rows)
     arrays: list[Mapping[str, npt.NDArray[Any]] | None] = []
     for index, member in enumerate(votes.members):
         if index in chosen and isinstance(member, dict):

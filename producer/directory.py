@@ -122,7 +122,7 @@ class Directory:
         if state is None:
             msg = "the registry was not read yet"
             raise ModelNotFound(msg)
-        return pin(name, version, routes=state.routes, deployed=state.deployments)
+        return pin(name, version, routes=state.routes, deployed=state.served)
 
     async def _refresh(self) -> None:
         async with self._refreshing:

@@ -52,7 +52,7 @@ def compiled(spec: Mapping[str, Any]) -> Plan:
 
 # --- pipelines at random ----------------------------------------------------------------------------------------------
 
-ON_ERROR = ["fail", "skip", {"default": {"y": {"const": [[0.5, 0.5]], "datatype": "FP32"}}}]
+ON_ERROR: list[Any] = ["fail", "skip", {"default": {"y": {"const": [[0.5, 0.5]], "datatype": "FP32"}}}]
 
 
 @st.composite
@@ -60,7 +60,7 @@ def pipelines(draw: st.DrawFn, *, certain: bool = False) -> dict[str, Any]:
     """A spec; `certain`: without quorums, whose result depends on what arrives first."""
     steps, sources = draw(_bodies(["input.a", "input.b"], 0, "", certain=certain))
     chosen = draw(st.lists(st.sampled_from(sources[2:]), min_size=2, max_size=4))
-    outputs = {f"o{index}": source for index, source in enumerate(chosen)}
+    outputs: dict[str, Any] = {f"o{index}": source for index, source in enumerate(chosen)}
     if draw(st.booleans()):
         outputs["either"] = draw(st.lists(st.sampled_from(sources), min_size=1, max_size=3))
     declared = [{"name": name, "datatype": "FP32", "shape": [-1, 2]} for name in "ab"]
@@ -78,10 +78,10 @@ def _bodies(
         kinds = ["model", "model", "model", "reduce", "reduce", "cascade"] + (["map", "loop"] if depth < 2 else [])
         step = draw(_steps(draw(st.sampled_from(kinds)), sources, depth, name, certain=certain))
         if draw(st.integers(0, 3)) == 0:
-            op = draw(st.sampled_from(["max_below", "max_at_least"]))
+            operator = draw(st.sampled_from(["max_below", "max_at_least"]))
             step["when"] = {
                 "tensor": draw(st.sampled_from(sources)),
-                "op": op,
+                "op": operator,
                 "value": draw(st.sampled_from([0.4, 0.6])),
             }
         steps[name] = step
@@ -157,6 +157,7 @@ class Messages:
         self.parts: dict[tuple[str, Branch], dict[str | int, Part]] = {}
         self.asked: list[Ask] = []
         self._fired: set[tuple[str, Branch]] = set()
+        self._results: dict[tuple[str, Branch], list[Emission]] = {}
         self._fate = fate
         self._order = order
 
@@ -198,10 +199,6 @@ class Messages:
         found = advance.fire(self.plan, *key, here)
         self._results[key] = found
         return found
-
-    @property
-    def _results(self) -> dict[tuple[str, Branch], list[Emission]]:
-        return self.__dict__.setdefault("_found", {})
 
     def check_edges(self) -> None:
         """Every join that anything reached got one part of every branch, and was fired."""

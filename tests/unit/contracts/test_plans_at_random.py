@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from contracts.plans import Answer, decode, encode
 from tests.pipeline_kit import InOrder, Messages, compiled, fates, job_inputs, pipelines
 
-_heavy = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+_heavy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 _seeds = st.integers(0, 2**32)
 _percents = st.sampled_from([0, 0, 15, 50])
 _rows = st.sampled_from([0, 1, 3])
