@@ -1,4 +1,4 @@
-"""A registered pipeline's plan, under the routes and models of one revision of the registry."""
+"""A registered pipeline, compiled under the routes and models of one revision of the registry."""
 
 from __future__ import annotations
 
