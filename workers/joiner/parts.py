@@ -24,7 +24,7 @@ from workers.draining.claim import Claim
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
-from workers.joiner.join import Fire, Mark
+from workers.joiner.join import Fire, Mark, Patience
 from workers.joiner.records import arrival_of, emissions_of, marker_record, unknown_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import JoinTable
@@ -75,12 +75,14 @@ class Parts(TopicDrain):
         tools: Tools,
         *,
         settings: JoinerGroup,
+        patience: Patience,
         may_take: Callable[[], bool],
     ) -> None:
         super().__init__(topic, reader, settings=settings, may_take=may_take)
         self._key = key
         self._counted = 0.0
         self._tools = tools
+        self._patience = patience
         self._max_bytes = settings.max_held_mib * _MIB
         self._desks: dict[Partition, Desk] = {}
         self._wake = asyncio.Event()
@@ -91,8 +93,14 @@ class Parts(TopicDrain):
         claims = []
         for partition, (begin, end) in starts.items():
             claim = Claim(partition, begin)
-            cancelled = self._tools.cancelled
-            table = JoinTable(begin, end, max_bytes=self._max_bytes, is_ready=is_ready, cancelled=cancelled)
+            table = JoinTable(
+                begin,
+                end,
+                max_bytes=self._max_bytes,
+                is_ready=is_ready,
+                cancelled=self._tools.cancelled,
+                patience=self._patience,
+            )
             self._desks[partition] = Desk(claim, table)
             claims.append(claim)
         self._wake.set()
