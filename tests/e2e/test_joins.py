@@ -133,7 +133,7 @@ async def kill_joiner(fleet: PipelineFleet) -> bool:
 
 async def test_jobs_survive_the_death_of_joiners(tmp_path: Path) -> None:
     async with pipeline_fleet(tmp_path, env=QUICK_LEASES) as fleet:
-        await fleet.apply(FAN)
+        await fleet.apply(FAN + "workers: {min: 2, max: 2}\n")  # so partitions also move from one to the other
         jobs = []
         for number in range(300):
             jobs.append(await fleet.client.submit("fan", {"row": row(number)}, ttl_seconds=60))

@@ -21,6 +21,7 @@ from contracts.names import ModelVersion
 from contracts.parts import PartHeaders, PartKind, decode_marker, decode_part_headers
 from contracts.plans import Plan
 from workers.draining.claim import Claim
+from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
@@ -247,7 +248,7 @@ class Parts(TopicDrain):
         desk.begin()
         self._tools.courier.send(
             job,
-            emissions_of(decision),
+            emissions_of(decision, count_spared),
             self._tools.clock.monotonic() + left,
             partial(self._fired, desk, decision),
             ran=decision.ran,
