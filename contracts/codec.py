@@ -41,6 +41,8 @@ MAX_PARTITION = 1_000_000
 MAX_ATTEMPTS = 1_000
 _COMMON = frozenset({"v", "id", "re", "ttl"})
 PRIORITIES = ("high", "normal", "low")
+STREAM = ("stream", b"1")
+"""The header of a request whose caller takes parts."""
 
 _address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,64})")
 _encoder = msgspec.msgpack.Encoder()
@@ -82,6 +84,8 @@ def encode_headers(headers: RequestHeaders) -> list[tuple[str, bytes]]:
         pairs.append(("tenant", headers.tenant.encode()))
     if headers.traceparent:
         pairs.append(("traceparent", headers.traceparent.encode()))
+    if headers.stream:
+        pairs.append(STREAM)
     return pairs
 
 
@@ -160,6 +164,7 @@ def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeade
         priority=priority,
         tenant=_parse_tenant(found.get("tenant", b"")),
         traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
+        stream=found.get("stream") == STREAM[1],
     )
 
 
@@ -225,6 +230,14 @@ def encode_response_headers(request_id: str, status: Status, token: str) -> list
     return [("v", _wire), ("id", request_id.encode()), ("status", _status_bytes[status]), ("to", token.encode())]
 
 
+def encode_stream_headers(
+    request_id: str, status: Status, token: str, *, index: int, run: str
+) -> list[tuple[str, bytes]]:
+    """The record headers of a part of a stream, the final one (OK) included."""
+    place = [("index", _number_bytes(index)), ("final", b"1" if status is Status.OK else b"0"), ("run", run.encode())]
+    return [*encode_response_headers(request_id, status, token), *place]
+
+
 def encode_response(body: ResponseBody) -> bytes:
     """The body of a response."""
     return _encoder.encode(body)
@@ -245,6 +258,10 @@ def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]
         msg = f"a record in the reply topic is no response: {type(exc).__name__}"
         raise InvalidRequest(msg) from exc
     response = Response(name, status, body.model, body.version, body.outputs, body.error, body.receipt, body.parameters)
+    if "run" in found:
+        run = (found["run"] or b"").decode("ascii", "replace")
+        final = status is not Status.PARTIAL
+        response = msgspec.structs.replace(response, index=body.index, final=final, run=run)
     return response, token
 
 

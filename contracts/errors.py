@@ -8,6 +8,7 @@
     │   ├── Overloaded          OVERLOADED
     │   ├── PoisonRequest       POISON
     │   └── InternalError       INTERNAL
+    │       └── StreamBroken    a stream cannot be continued as it began; said by the client
     ├── BackendError            a model could not be run
     │   ├── ModelNotFound       nothing of that name and version is registered
     │   └── ModelLoadError      its artefacts could not be loaded
@@ -63,6 +64,12 @@ class InternalError(RequestError):
     """Headrace failed to answer through no fault of the request."""
 
     retryable = True
+
+
+class StreamBroken(InternalError):
+    """A stream cannot go on from the parts handed out so far: it ran again after a failure and came out differently,
+    or parts of it were lost. Ask again.
+    """
 
 
 class BackendError(HeadraceError):

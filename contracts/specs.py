@@ -166,6 +166,8 @@ class ModelSpec(Spec):
     inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     batching: BatchingSpec = BatchingSpec()
+    streaming: bool = False
+    """Whether the model yields its answer in parts. Each request then has one row. python backend only."""
     nan: Literal["allow", "reject"] = "allow"
     """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
     slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
@@ -186,10 +188,26 @@ class ModelSpec(Spec):
         if self.handler and self.backend != "python":
             msg = "handler belongs to the python backend"
             raise ValueError(msg)
+        self._check_streaming()
         if "/" in self.artefact or self.artefact.startswith("."):
             msg = "artefact must be a file in the version's own folder"
             raise ValueError(msg)
         return self
+
+    def _check_streaming(self) -> None:
+        if not self.streaming:
+            return
+        if self.backend != "python":
+            msg = "streaming belongs to the python backend"
+            raise ValueError(msg)
+        if self.max_request_rows > 1:
+            msg = "a request of a streaming model has one row: leave out max_request_rows"
+            raise ValueError(msg)
+
+    @property
+    def max_request_rows(self) -> int:
+        """Rows in a request, at most."""
+        return self.batching.max_request_rows or (1 if self.streaming else self.batching.max_batch_size)
 
     @model_validator(mode="after")
     def _can_be_padded(self) -> ModelSpec:

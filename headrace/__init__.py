@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Overloaded,
         PoisonRequest,
         RequestError,
+        StreamBroken,
         TransportError,
     )
     from contracts.messages import Receipt, Response, Status
@@ -57,6 +58,7 @@ __all__ = [
     "RequestError",
     "Response",
     "Status",
+    "StreamBroken",
     "SyncInferenceClient",
     "Tensor",
     "TransportError",

@@ -39,10 +39,12 @@ from producer.handle import Handle
 from producer.inbox import Inbox
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
+from producer.parts import Parts
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
 from producer.plan import Inputs, ModelPlan
 from producer.settings import ClientSettings, client_settings
 from producer.sharing import Sharing
+from producer.streaming import StreamingCalls
 from producer.tails import Tails
 from producer.tombstones import Tombstones
 
@@ -53,7 +55,7 @@ _STOP_SECONDS = 5.0
 _ID_BITS = 2**48 - 1
 
 
-class InferenceClient:
+class InferenceClient(StreamingCalls):
     """Sends inference requests and hands each response to whoever asked."""
 
     def __init__(
@@ -325,6 +327,9 @@ class InferenceClient:
         plan = self._plan(model, version) or await self._directory.plan(model, version)
         return self._launch(plan, plan.encode(inputs, parameters), ttl_seconds, request_id, key)
 
+    async def _find_plan(self, model: str, version: int | None) -> ModelPlan:
+        return self._plan(model, version) or await self._directory.plan(model, version)
+
     def _launch(
         self,
         plan: ModelPlan,
@@ -332,14 +337,17 @@ class InferenceClient:
         ttl_seconds: float | None,
         request_id: str | None,
         key: str | bytes | None,
+        *,
+        parts: Parts | None = None,
+        more_headers: tuple[tuple[str, bytes], ...] = (),
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
         partition = self._partition(plan, key, now)
         future: asyncio.Future[Response] = self._loop.create_future()
-        record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail])
-        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record)
+        record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail, *more_headers])
+        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record, parts)
         self._pending.add(waiter)
         self._outbox.send(waiter)
         return waiter, future
@@ -377,6 +385,10 @@ class InferenceClient:
     def _abandon(self, waiter: Waiter) -> None:
         if self._pending.give_up(waiter.id) is not None:
             self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
+
+    def _leave(self, waiter: Waiter) -> None:
+        self._pending.give_up(waiter.id)
+        self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
 
     def _ttl_left_ms(self, waiter: Waiter) -> int:
         left = waiter.deadline - self._settings.client.grace_seconds - self._clock.monotonic()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
-from contracts.errors import HeadraceError
+from contracts.errors import ClientClosed, HeadraceError
 from contracts.messages import Parameters, ReplyAddress, Response
 from producer.client import InferenceClient
 from producer.crossing import Crossing
@@ -27,6 +27,7 @@ from producer.loop_thread import LoopThread
 from producer.pending import ClientStats
 from producer.plan import Inputs
 from producer.settings import ClientSettings
+from producer.streaming import StreamOptions
 
 _CLOSE_SECONDS = 20.0
 
@@ -178,6 +179,23 @@ class SyncInferenceClient:
             pump.cancel()
             with contextlib.suppress(concurrent.futures.CancelledError):
                 pump.result(_CLOSE_SECONDS)
+
+    def stream(self, model: str, inputs: Inputs, **options: Unpack[StreamOptions]) -> Iterator[Response]:
+        """Ask a streaming model and yield the parts of its answer; as `InferenceClient.stream`."""
+        parts = self._client.stream(model, inputs, **options)
+
+        async def following() -> Response | None:
+            return await anext(parts, None)
+
+        async def leave() -> None:
+            await parts.aclose()
+
+        try:
+            while (part := self._thread.wait_for(following)) is not None:
+                yield part
+        finally:
+            with contextlib.suppress(ClientClosed):
+                self._thread.wait_for(leave, _CLOSE_SECONDS)
 
     def stats(self) -> ClientStats:
         """What this client has done so far."""

@@ -58,7 +58,7 @@ def test_the_version_is_named() -> None:
 
 
 def test_every_request_header_is_in_its_table() -> None:
-    every = RequestHeaders("id", ReplyAddress("t", 0, "k"), 1, "m", 1, 2, "high", "t", "p")
+    every = RequestHeaders("id", ReplyAddress("t", 0, "k"), 1, "m", 1, 2, "high", "t", "p", stream=True)
     assert sorted(table_words("Request", "header")) == sorted(key for key, _ in codec.encode_headers(every))
 
 
@@ -67,7 +67,7 @@ def test_every_key_of_a_request_body_is_in_its_table() -> None:
 
 
 def test_every_response_header_is_in_its_table() -> None:
-    headers = codec.encode_response_headers("id", Status.OK, "token")
+    headers = codec.encode_stream_headers("id", Status.OK, "token", index=1, run="run")
     assert table_words("Response", "header") == [key for key, _ in headers]
 
 

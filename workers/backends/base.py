@@ -18,7 +18,7 @@ what checks and places outputs does not know who called the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -76,6 +76,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the model; harmless when it was never loaded or is closed already."""
+        ...
+
+
+class StreamingBackend(Protocol):
+    """What a backend has besides, if its models may yield."""
+
+    def stream(
+        self, inputs: Arrays, rows: int, parameters: Parameters
+    ) -> Generator[object, frozenset[int] | None, object]:
+        """Begin one batch; what it yields and is sent is said in `workers.engine.streaming`."""
         ...
 
 

@@ -3,6 +3,7 @@
     class Model:
         def load(self, context): ...        # optional; a ModelContext: folder, spec, threads, device
         def infer(self, inputs): ...        # or (self, inputs, parameters); arrays by name in, arrays by name out
+                                            # with `streaming: true` a generator that yields those arrays
         def close(self): ...                # optional
 
 The handler `module:Class` lives in the version's folder. The folder is not put on the module search path, where two
@@ -19,7 +20,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -39,7 +40,7 @@ class PythonBackend:
         self.device = CPU
         self._package = ""
         self._handler: Any = None
-        self._infer: Callable[[Arrays, Parameters], Arrays] | None = None
+        self._infer: Callable[[Arrays, Parameters], Any] | None = None
 
     def load(self, context: ModelContext) -> None:
         """Import the module, make the handler, let it load."""
@@ -62,13 +63,23 @@ class PythonBackend:
             raise ModelLoadError(
                 f"{spec.key}: {class_name} could not be loaded: {describe(exc, context.folder)}"
             ) from exc
-        self._infer = _calling(self._handler, f"{spec.key}: {class_name}")
+        self._infer = _calling(self._handler, f"{spec.key}: {class_name}", streaming=spec.streaming)
 
     def infer(self, inputs: Arrays, rows: int, parameters: Parameters) -> Arrays:
         """Call the handler."""
         if self._infer is None:
             raise RuntimeError("the model is not loaded")
-        return self._infer(inputs, parameters)
+        outputs: Arrays = self._infer(inputs, parameters)
+        return outputs
+
+    def stream(
+        self, inputs: Arrays, rows: int, parameters: Parameters
+    ) -> Generator[object, frozenset[int] | None, object]:
+        """Call the handler, which yields."""
+        if self._infer is None:
+            raise RuntimeError("the model is not loaded")
+        steps: Generator[object, frozenset[int] | None, object] = self._infer(inputs, parameters)
+        return steps
 
     def close(self) -> None:
         """Close the handler if it can be, and forget its modules."""
@@ -107,15 +118,16 @@ def _package_of(context: ModelContext) -> str:
     return name
 
 
-def _calling(handler: Any, name: str) -> Callable[[Arrays, Parameters], Arrays]:
+def _calling(handler: Any, name: str, *, streaming: bool) -> Callable[[Arrays, Parameters], Any]:
     """How to call the handler's `infer`, decided once: with or without the argument `parameters`."""
     infer = getattr(handler, "infer", None)
     if not callable(infer):
         raise ModelLoadError(f"{name} needs a method infer(self, inputs)")
-    if inspect.iscoroutinefunction(infer) or inspect.isasyncgenfunction(infer) or inspect.isgeneratorfunction(infer):
-        raise ModelLoadError(
-            f"{name}.infer must be a plain method that returns a dict: async and yield are not supported"
-        )
+    if inspect.iscoroutinefunction(infer) or inspect.isasyncgenfunction(infer):
+        raise ModelLoadError(f"{name}.infer must be a plain method or a generator: async is not supported")
+    if inspect.isgeneratorfunction(infer) != streaming:
+        fault = "does not yield, but model.yaml says" if streaming else "yields: write"
+        raise ModelLoadError(f"{name}.infer {fault} streaming: true")
     signature = inspect.signature(infer)
     takes_parameters = "parameters" in signature.parameters
     try:

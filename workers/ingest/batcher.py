@@ -13,22 +13,23 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
 from contracts.clock import Clock
-from contracts.messages import Receipt, Status
+from contracts.messages import Status
 from contracts.specs import BatchingSpec, ModelSpec
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.flight import Flight
 from workers.ingest.layout import Layout
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
+from workers.ingest.streams import Streams
 from workers.ingest.suspects import Suspects
 from workers.ingest.tombstones import Tombstones
-from workers.link import Batch, Done, Failed
+from workers.link import Batch, Continue, Done, Failed, Part
 from workers.slots import SlotFile, SlotPool
 
 log = logging.getLogger(__name__)
@@ -42,18 +43,6 @@ _FULL = "the worker's queue is full; try again later"
 _refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
-class _InFlight(NamedTuple):
-    deliveries: list[Delivery]
-    rows: int
-    cut: str
-    number: int
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nothing may run beside it."""
-        return self.deliveries[0].is_suspect
-
-
 class Batcher:
     """One model's queue and the batches that its engine holds."""
 
@@ -65,7 +54,7 @@ class Batcher:
         clock: Clock,
         publisher: Publisher,
         responder: Responder,
-        send: Callable[[Batch], None],
+        send: Callable[[Batch | Continue], None],
         may_launch: Callable[[], bool],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
@@ -89,7 +78,7 @@ class Batcher:
         self._cancelled = cancelled
         self._suspects = suspects
         self._worker = worker
-        self._in_flight: dict[int, _InFlight] = {}
+        self._in_flight: dict[int, Flight] = {}
         self._launched = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
@@ -99,6 +88,17 @@ class Batcher:
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
         self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
+        self._streams = Streams(
+            slots=slots,
+            clock=clock,
+            publisher=publisher,
+            responder=responder,
+            send=send,
+            is_trusted=is_trusted,
+            cancelled=cancelled,
+            settle=self._settle,
+            worker=worker,
+        )
         self.room = asyncio.Event()
         """Set while the queue takes more."""
         self.room.set()
@@ -124,7 +124,8 @@ class Batcher:
             self.queue.put(part)
 
     def pump(self) -> None:
-        """Launch what can be launched now."""
+        """Launch what can be launched now, and let streams go on that had no room."""
+        self._streams.resume()
         if self._arrived_rows:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
@@ -148,13 +149,14 @@ class Batcher:
 
     @property
     def running(self) -> int | None:
-        """The number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
-        return next((flight.number for flight in self._in_flight.values()), None)
+        """The number of the step that the engine works on, None when it is idle; it runs the oldest batch first."""
+        flight = next(iter(self._in_flight.values()), None)
+        return None if flight is None or flight.is_held else flight.number
 
     @property
     def in_flight(self) -> list[Delivery]:
         """What the engine has."""
-        return [delivery for flight in self._in_flight.values() for delivery in flight.deliveries]
+        return [delivery for flight in self._in_flight.values() for delivery in flight.open]
 
     def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect before anything else."""
@@ -242,7 +244,8 @@ class Batcher:
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
         self._launched += 1
-        self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
+        stream = self._streams.begin(deliveries, self._launched, laid.rows) if self._spec.streaming else None
+        self._in_flight[slot] = Flight(deliveries, rows, reason, self._launched, stream)
         self._free_at = max(now, self._free_at if len(self._in_flight) > 1 else now) + self._policy.table.mean(rows)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
@@ -267,14 +270,28 @@ class Batcher:
         if flight is None:
             return
         seconds = done.compute_us / 1e6
-        self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
+            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
         self.pump()
         metrics.COMPUTE.observe(seconds)
-        self._answer(flight, done)
+        if flight.stream is None:
+            self._answer(flight, done)
+        else:
+            self._streams.finish(flight, done)
+        self._responder.count_successes()
         self._pool.release(done.slot)
         self.pump()
 
-    def _landed(self, answer: Done | Failed) -> _InFlight | None:
+    def part(self, part: Part) -> None:
+        """Send a part to each request that it is for; the engine goes on when there is room for more."""
+        flight = self._in_flight.get(part.slot)
+        if flight is None or flight.stream is None or not self._pool.is_current(part.slot, part.sequence):
+            return
+        self._launched += 1
+        self._in_flight[part.slot] = flight = flight._replace(number=self._launched)
+        self._streams.part(flight, part)
+
+    def _landed(self, answer: Done | Failed) -> Flight | None:
         """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
         if not self._pool.is_current(answer.slot, answer.sequence):
             return None
@@ -284,30 +301,20 @@ class Batcher:
         )
         return flight
 
-    def _answer(self, flight: _InFlight, done: Done) -> None:
+    def _answer(self, flight: Flight, done: Done) -> None:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
         for index, delivery in enumerate(flight.deliveries):
             if delivery.deadline < now:
                 late += delivery.rows
-            receipt = Receipt(
-                worker=self._worker,
-                device=device,
-                attempt=delivery.origin.attempt,
-                batch_rows=flight.rows,
-                cut=flight.cut,
-                queued_us=delivery.queued_us,
-                batched_us=delivery.batched_us,
-                computed_us=int((now - delivery.launched) * 1e6),
-            )
+            receipt = flight.receipt(delivery, now, self._worker, device)
             try:
                 succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
             except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
                 log.exception("a result cannot be encoded")
                 self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
-        self._responder.count_successes()
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
         self._policy.answered(now, flight.rows, late)
@@ -320,8 +327,8 @@ class Batcher:
         if flight is None:
             return
         self._pool.release(failed.slot)
-        deliveries = flight.deliveries
-        if not self._is_trusted():
+        deliveries = flight.open
+        if not deliveries or not self._is_trusted():
             self._forget(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
@@ -345,14 +352,15 @@ class Batcher:
 
     def engine_lost(self) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
-        flights, self._in_flight = list(self._in_flight.values()), {}
+        flights, self._in_flight = [flight for flight in self._in_flight.values() if flight.open], {}
+        self._streams.engine_lost()
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():
-                self._forget(flight.deliveries)
+                self._forget(flight.open)
                 continue
-            self._suspects.lost(flight.deliveries, is_alone=len(flight.deliveries) == len(flights) == 1)
-            self._try_alone(flight.deliveries)
+            self._suspects.lost(flight.open, is_alone=len(flight.deliveries) == len(flights) == 1)
+            self._try_alone(flight.open)
 
     def _try_alone(self, deliveries: list[Delivery]) -> None:
         """Queue suspects, each by itself, and put aside those that had their chances."""

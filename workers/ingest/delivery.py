@@ -37,8 +37,8 @@ class Delivery:
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
     was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
-    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
-    the request was not split.
+    is where it stands in its line: the queue's own. `stream` says that its caller takes parts. `whole` is the request
+    of which it is part number `part`, None when the request was not split.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class Delivery:
         "part",
         "queued_us",
         "rows",
+        "stream",
         "taken",
         "urgency",
         "whole",
@@ -76,6 +77,7 @@ class Delivery:
         deadline: float,
         queued_us: int,
         lane: int = NORMAL,
+        stream: bool = False,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -86,6 +88,7 @@ class Delivery:
         self.deadline = deadline
         self.queued_us = queued_us
         self.lane = lane
+        self.stream = stream
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0

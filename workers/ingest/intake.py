@@ -74,6 +74,7 @@ class Intake:
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
             lane=LANES[headers.priority],
+            stream=headers.stream,
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:

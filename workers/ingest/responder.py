@@ -7,10 +7,11 @@ letter is acknowledged before its response is published, so that no request ends
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from contracts import topics
 from contracts.clock import Clock
-from contracts.codec import encode_response, encode_response_headers
+from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
 from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
@@ -25,6 +26,16 @@ MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
 _MAX_REASON = 1024
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
+
+
+_nothing = (lambda _: None, None)
+
+
+class Place(NamedTuple):
+    """Where a part stands: its number in a stream, and the name of the execution."""
+
+    number: int
+    run: str
 
 
 class Responder:
@@ -54,15 +65,30 @@ class Responder:
         self.device = ""
         """Where the engine says it runs; stands in receipts."""
 
-    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
-        """Answer OK. The outputs may be views: they are encoded before this returns."""
-        body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt))
+    def succeed(
+        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
+    ) -> None:
+        """Answer OK, at its place in a stream. The outputs may be views: they are encoded before this returns."""
+        index = 0 if place is None else place.number
+        body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt, index=index))
         if len(body) > MAX_RESPONSE_BYTES:
             text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
             self.fail(delivery, Status.INTERNAL, text)
         else:
             self._succeeded += 1
-            self._reply(delivery.origin, Status.OK, body)
+            self._reply(delivery.origin, Status.OK, body, place)
+
+    def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """Send a part of a stream; False when it is too large, and then nothing was sent."""
+        key, index, reply = self._key, place.number, delivery.origin.reply
+        body = encode_response(ResponseBody(key.model, key.version, outputs, index=index, final=False))
+        if len(body) > MAX_RESPONSE_BYTES:
+            return False
+        if reply is not None and topics.is_replies(self._prefix, reply.topic):  # if not, the final part finds out
+            request_id = delivery.origin.request_id
+            headers = encode_stream_headers(request_id, Status.PARTIAL, reply.token, index=index, run=place.run)
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing)
+        return True
 
     def count_successes(self) -> None:
         """Bring the metric up to date: once per batch, since one increment costs as much as encoding a response."""
@@ -146,12 +172,16 @@ class Responder:
         detail = ErrorDetail(message[:_MAX_REASON], retryable)
         return encode_response(ResponseBody(self._key.model, self._key.version, error=detail, receipt=receipt))
 
-    def _reply(self, origin: Origin, status: Status, body: bytes) -> None:
+    def _reply(self, origin: Origin, status: Status, body: bytes, place: Place | None = None) -> None:
         reply = origin.reply
         if reply is None:  # nobody asked for the result: that it ran is the outcome
             origin.claim.answered(origin.record.offset)
         elif topics.is_replies(self._prefix, reply.topic):
             headers = encode_response_headers(origin.request_id, status, reply.token)
+            if place is not None:
+                headers = encode_stream_headers(
+                    origin.request_id, status, reply.token, index=place.number, run=place.run
+                )
             settle = (origin.claim.answered, origin.record.offset)
             lost = (self._lost, origin)
             self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost)

@@ -36,7 +36,7 @@ class Validator:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._names = tuple(tensor.name for tensor in spec.request_inputs)
-        self._max_rows = spec.batching.max_request_rows or spec.batching.max_batch_size
+        self._max_rows = spec.max_request_rows
         self._reject_nan = spec.nan == "reject"
         self._fixed = all(-1 not in tensor.shape[1:] for tensor in spec.request_inputs)
         self._expected = tuple((t, t.datatype, t.shape[1:], _fixed_row_bytes(t)) for t in spec.request_inputs)

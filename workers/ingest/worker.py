@@ -44,7 +44,7 @@ from workers.ingest.tenure import Tenure
 from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
 from workers.ingest.warden import Warden
-from workers.link import Done, Failed, Load, ModelToLoad, Ready
+from workers.link import Done, Failed, Load, ModelToLoad, Part, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 
 log = logging.getLogger(__name__)
@@ -243,8 +243,13 @@ class Worker:
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
-        self._warden.finished(done.compute_us / 1e6)
+        self._warden.finished((done.step_us or done.compute_us) / 1e6)
         self._batcher.done(done)
+
+    def engine_part(self, part: Part) -> None:
+        """A part of a stream is in its slot."""
+        self._warden.finished(part.step_us / 1e6)
+        self._batcher.part(part)
 
     def engine_failed(self, failed: Failed) -> None:
         """A batch has no outputs."""

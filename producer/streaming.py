@@ -1,0 +1,111 @@
+"""The client's calls that take an answer part by part.
+
+Leaving the loop, an error inside it and the cancellation of its task all end in the same place: the request is given up
+and its tombstone written, and the worker stops at the model's next yield.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from typing import TypedDict, Unpack
+
+from contracts.codec import STREAM
+from contracts.errors import DeadlineExceeded
+from contracts.messages import Parameters, Response
+from producer.parts import MAX_PARTS, Parts
+from producer.pending import Waiter
+from producer.plan import Inputs, ModelPlan
+
+
+class StreamOptions(TypedDict, total=False):
+    """What `stream` takes besides model and inputs; those that `infer` has too mean the same.
+
+    `idle_seconds` is how long the next part may take, `buffer_parts` how many parts may wait to be read.
+    """
+
+    version: int | None
+    parameters: Parameters | None
+    ttl_seconds: float | None
+    request_id: str | None
+    key: str | bytes | None
+    idle_seconds: float | None
+    buffer_parts: int
+
+
+class StreamingCalls:
+    """The part of InferenceClient that streams."""
+
+    async def stream(
+        self, model: str, inputs: Inputs, **options: Unpack[StreamOptions]
+    ) -> AsyncGenerator[Response, None]:
+        """Ask a streaming model and yield the parts of its answer as they come, each once and in order.
+
+        The last one is `final`: it has the receipt, and outputs only if the model ended with some. A model that does
+        not stream gives one final part. Leaving the loop cancels the request.
+
+        Raises as `infer` does; after some parts, too. Besides: StreamBroken when the answer cannot be continued as it
+        began, Overloaded when more than `buffer_parts` parts wait to be read, DeadlineExceeded when the next part
+        takes longer than `idle_seconds`.
+        """
+        plan = await self._find_plan(model, options.get("version"))
+        body = plan.encode(inputs, options.get("parameters"))
+        changed = asyncio.Event()
+        parts = Parts(changed.set, options.get("buffer_parts", MAX_PARTS))
+        waiter, future = self._launch(
+            plan,
+            body,
+            options.get("ttl_seconds"),
+            options.get("request_id"),
+            options.get("key"),
+            parts=parts,
+            more_headers=(STREAM,),
+        )
+        future.add_done_callback(lambda _: changed.set())
+        is_over = False
+        try:
+            while True:
+                changed.clear()
+                while (part := parts.take()) is not None:
+                    yield part
+                if future.done():
+                    final = future.result().raise_for_status()
+                    is_over = True
+                    yield final
+                    return
+                await _change(changed, waiter, options.get("idle_seconds"))
+        finally:
+            if not is_over:
+                self._leave(waiter)
+
+    @abstractmethod
+    async def _find_plan(self, model: str, version: int | None) -> ModelPlan:
+        """How to send to a model."""
+
+    @abstractmethod
+    def _launch(
+        self,
+        plan: ModelPlan,
+        body: bytes,
+        ttl_seconds: float | None,
+        request_id: str | None,
+        key: str | bytes | None,
+        *,
+        parts: Parts | None = None,
+        more_headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> tuple[Waiter, asyncio.Future[Response]]:
+        """Send a request."""
+
+    @abstractmethod
+    def _leave(self, waiter: Waiter) -> None:
+        """Nobody waits for the rest of a stream."""
+
+
+async def _change(changed: asyncio.Event, waiter: Waiter, idle_seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(idle_seconds):
+            await changed.wait()
+    except TimeoutError as exc:
+        text = f"{waiter.model}@{waiter.version} request {waiter.id}: no further part within {idle_seconds:g} s"
+        raise DeadlineExceeded(text) from exc
