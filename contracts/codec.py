@@ -26,6 +26,7 @@ from contracts.messages import (
     RequestHeaders,
     Response,
     ResponseBody,
+    SequenceStep,
     Status,
 )
 from contracts.names import MAX_VERSION, is_name, is_request_id
@@ -86,7 +87,15 @@ def encode_headers(headers: RequestHeaders) -> list[tuple[str, bytes]]:
         pairs.append(("traceparent", headers.traceparent.encode()))
     if headers.stream:
         pairs.append(STREAM)
+    if headers.sequence is not None:
+        pairs += encode_step(headers.sequence)
     return pairs
+
+
+def encode_step(step: SequenceStep) -> list[tuple[str, bytes]]:
+    """The record headers that make a request a step of a sequence."""
+    flags = (("sequence_start", step.start), ("sequence_end", step.end))
+    return [("sequence_id", step.id.encode()), *((name, b"1") for name, is_set in flags if is_set)]
 
 
 def encode_request(inputs: Sequence[Tensor], parameters: dict[str, object] | None = None) -> bytes:
@@ -165,7 +174,16 @@ def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeade
         tenant=_parse_tenant(found.get("tenant", b"")),
         traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
         stream=found.get("stream") == STREAM[1],
+        sequence=_parse_step(found) if "sequence_id" in found else None,
     )
+
+
+def _parse_step(found: dict[str, bytes]) -> SequenceStep:
+    name = found["sequence_id"].decode("ascii")
+    if not is_request_id(name):
+        msg = "header sequence_id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
+        raise InvalidRequest(msg)
+    return SequenceStep(name, found.get("sequence_start") == b"1", found.get("sequence_end") == b"1")
 
 
 def _parse_tenant(raw: bytes) -> str:

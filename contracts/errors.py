@@ -7,6 +7,7 @@
     │   ├── Cancelled           CANCELLED
     │   ├── Overloaded          OVERLOADED
     │   ├── PoisonRequest       POISON
+    │   ├── SequenceLost        SEQUENCE_LOST
     │   └── InternalError       INTERNAL
     │       └── StreamBroken    a stream cannot be continued as it began; said by the client
     ├── BackendError            a model could not be run
@@ -58,6 +59,10 @@ class Overloaded(RequestError):
 
 class PoisonRequest(RequestError):
     """The request fails or kills the model by itself; it was put aside in the dead-letter topic."""
+
+
+class SequenceLost(RequestError):
+    """The state of the request's sequence is gone: its worker ended, or it was idle for too long. Start it again."""
 
 
 class InternalError(RequestError):

@@ -36,6 +36,7 @@ class Status(StrEnum):
     CANCELLED = "CANCELLED"
     OVERLOADED = "OVERLOADED"
     POISON = "POISON"
+    SEQUENCE_LOST = "SEQUENCE_LOST"
     INTERNAL = "INTERNAL"
 
 
@@ -45,6 +46,7 @@ _error_classes: dict[Status, type[errors.RequestError]] = {
     Status.CANCELLED: errors.Cancelled,
     Status.OVERLOADED: errors.Overloaded,
     Status.POISON: errors.PoisonRequest,
+    Status.SEQUENCE_LOST: errors.SequenceLost,
     Status.INTERNAL: errors.InternalError,
 }
 _statuses = {error: status for status, error in _error_classes.items()}
@@ -66,6 +68,14 @@ class ReplyAddress(msgspec.Struct, frozen=True, gc=False):
         return f"{self.topic}/{self.partition}/{self.token}"
 
 
+class SequenceStep(msgspec.Struct, frozen=True, gc=False):
+    """Which sequence a request is a step of, and whether it is the first or the last one."""
+
+    id: str
+    start: bool = False
+    end: bool = False
+
+
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """A request's control data. `version` None leaves the version to the topic or the route table."""
 
@@ -80,6 +90,7 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     traceparent: str = ""
     stream: bool = False
     """Whether the caller takes the parts of a streaming model's answer as they come; else they are joined to one."""
+    sequence: SequenceStep | None = None
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False):

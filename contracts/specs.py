@@ -152,6 +152,15 @@ class Knobs(Spec):
             raise ConfigurationError(_describe(exc, "these knobs")) from exc
 
 
+class SequencesSpec(Spec):
+    """How a worker keeps the states of sequences."""
+
+    max: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Sequences that one worker keeps at a time; one more is answered OVERLOADED."""
+    idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """A sequence without a step for so long is forgotten."""
+
+
 class ModelSpec(Spec):
     """`model.yaml`: one version of a model."""
 
@@ -168,6 +177,9 @@ class ModelSpec(Spec):
     batching: BatchingSpec = BatchingSpec()
     streaming: bool = False
     """Whether the model yields its answer in parts. Each request then has one row. python backend only."""
+    sequences: SequencesSpec | None = None
+    """For models that keep a state from step to step of a sequence. Each request then is a step and has one row. python
+    backend only."""
     nan: Literal["allow", "reject"] = "allow"
     """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
     slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
@@ -195,19 +207,24 @@ class ModelSpec(Spec):
         return self
 
     def _check_streaming(self) -> None:
-        if not self.streaming:
+        if not self.streaming and self.sequences is None:
             return
+        what = "streaming" if self.streaming else "sequences"
         if self.backend != "python":
-            msg = "streaming belongs to the python backend"
+            msg = f"{what} belongs to the python backend"
             raise ValueError(msg)
         if self.max_request_rows > 1:
-            msg = "a request of a streaming model has one row: leave out max_request_rows"
+            msg = f"a request of a model with {what} has one row: leave out max_request_rows"
+            raise ValueError(msg)
+        if self.streaming and self.sequences is not None:
+            msg = "streaming and sequences exclude each other"
             raise ValueError(msg)
 
     @property
     def max_request_rows(self) -> int:
         """Rows in a request, at most."""
-        return self.batching.max_request_rows or (1 if self.streaming else self.batching.max_batch_size)
+        has_single_rows = self.streaming or self.sequences is not None
+        return self.batching.max_request_rows or (1 if has_single_rows else self.batching.max_batch_size)
 
     @model_validator(mode="after")
     def _can_be_padded(self) -> ModelSpec:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Overloaded,
         PoisonRequest,
         RequestError,
+        SequenceLost,
         StreamBroken,
         TransportError,
     )
@@ -57,6 +58,7 @@ __all__ = [
     "Receipt",
     "RequestError",
     "Response",
+    "SequenceLost",
     "Status",
     "StreamBroken",
     "SyncInferenceClient",

@@ -37,6 +37,7 @@ from producer.directory import Directory
 from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
+from producer.lasting import LastingCalls
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
 from producer.parts import Parts
@@ -44,7 +45,6 @@ from producer.pending import ClientStats, Outgoing, Pending, Waiter
 from producer.plan import Inputs, ModelPlan
 from producer.settings import ClientSettings, client_settings
 from producer.sharing import Sharing
-from producer.streaming import StreamingCalls
 from producer.tails import Tails
 from producer.tombstones import Tombstones
 
@@ -55,7 +55,7 @@ _STOP_SECONDS = 5.0
 _ID_BITS = 2**48 - 1
 
 
-class InferenceClient(StreamingCalls):
+class InferenceClient(LastingCalls):
     """Sends inference requests and hands each response to whoever asked."""
 
     def __init__(

@@ -11,6 +11,7 @@ version; they carry a slot's `sequence`, so that an answer to an earlier use of 
     engine → ingest   Part                         a streaming model yielded; outputs are in the slot's output region
     ingest → engine   Continue                     the part was read, go on
     engine → ingest   Done | Failed                outputs are in the slot's output region
+    ingest → engine   Forget                       sequences that are over
     ingest → engine   Stop                         finish what was begun, then exit; so does the end of the connection
 """
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 import msgspec
 
-from contracts.messages import Parameters
+from contracts.messages import Parameters, SequenceStep
 
 _length = struct.Struct("<I")
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -79,7 +80,9 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):
-    """Run a batch of model `model` (index into Load.models) over `rows` rows."""
+    """Run a batch of model `model` (index into Load.models) over `rows` rows, each a step of a sequence if there are
+    `sequences`.
+    """
 
     slot: int
     sequence: int
@@ -87,6 +90,7 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
     rows: int
     inputs: tuple[Region, ...]
     parameters: Parameters = {}
+    sequences: tuple[SequenceStep, ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True, tag=True):
@@ -137,11 +141,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """These sequences of a model are over; nobody will ask for their states."""
+
+    model: int
+    sequences: tuple[str, ...]
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Finish and exit."""
 
 
-Message = Hello | Load | Ready | LoadFailed | Batch | Part | Continue | Done | Failed | Stop
+Message = Hello | Load | Ready | LoadFailed | Batch | Part | Continue | Done | Failed | Forget | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loo
 Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 COUNTER = ModelVersion("counter", 1)
 NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL = range(7)
-SPELLER = ModelVersion("speller", 1)
+SHOWN = (ModelVersion("speller", 1), ModelVersion("running-mean", 1))
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples" / "streaming"
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -83,9 +83,9 @@ async def counting(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
     shutil.copytree(MODELS / "counter" / "1", folder)
     async with EmbeddedStack(home, kafka=request.param, env={"HEADRACE_WORKER__METRICS_PORT": "0"}) as stack:
         async with control(stack) as (registry, leases):
-            for key, place in ((COUNTER, folder), (SPELLER, EXAMPLES / "models" / "speller" / "1")):
+            for key, place in ((COUNTER, folder), *((key, EXAMPLES / "models" / key.model / "1") for key in SHOWN)):
                 await deploy(registry, place, deployment(key))
-            for key in (COUNTER, SPELLER):
+            for key in (COUNTER, *SHOWN):
                 await wait_for_workers(leases, key, 1)
         known = stack.settings()
         settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())

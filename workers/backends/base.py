@@ -89,6 +89,30 @@ class StreamingBackend(Protocol):
         ...
 
 
+class Sequence:
+    """One step of a sequence, as a model sees it: `sequences[row]` belongs to row `row`.
+
+    `state` is None at the start, and afterwards what the last step left there. Assign it: when a batch fails, its steps
+    run again from the states that they began with, and what was changed inside an object could not be taken back.
+    """
+
+    __slots__ = ("id", "is_end", "is_start", "state")
+
+    def __init__(self, name: str, *, is_start: bool, is_end: bool, state: Any = None) -> None:
+        self.id = name
+        self.is_start = is_start
+        self.is_end = is_end
+        self.state = state
+
+
+class StatefulBackend(Protocol):
+    """What a backend has besides, if its models may keep states."""
+
+    def step(self, inputs: Arrays, rows: int, parameters: Parameters, sequences: list[Sequence]) -> Arrays:
+        """Run one batch, each row a step of another sequence."""
+        ...
+
+
 def visible_device(environment: Mapping[str, str]) -> str:
     """The device that a lease's environment shows: "cuda:0" when it names an NVIDIA device, else "cpu"."""
     devices = environment.get("CUDA_VISIBLE_DEVICES", "").strip()

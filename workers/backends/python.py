@@ -4,6 +4,7 @@
         def load(self, context): ...        # optional; a ModelContext: folder, spec, threads, device
         def infer(self, inputs): ...        # or (self, inputs, parameters); arrays by name in, arrays by name out
                                             # with `streaming: true` a generator that yields those arrays
+                                            # with `sequences:` it also takes `sequences`, a Sequence for each row
         def close(self): ...                # optional
 
 The handler `module:Class` lives in the version's folder. The folder is not put on the module search path, where two
@@ -27,9 +28,11 @@ from typing import Any, Final
 
 from contracts.errors import ModelLoadError
 from contracts.messages import Parameters
-from workers.backends.base import CPU, Arrays, ModelContext
+from contracts.specs import ModelSpec
+from workers.backends.base import CPU, Arrays, ModelContext, Sequence
 
 DEFAULT_HANDLER: Final = "model:Model"
+_Infer = Callable[[Arrays, Parameters, "list[Sequence] | tuple[()]"], Any]
 _handler_form = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -40,7 +43,7 @@ class PythonBackend:
         self.device = CPU
         self._package = ""
         self._handler: Any = None
-        self._infer: Callable[[Arrays, Parameters], Any] | None = None
+        self._infer: _Infer | None = None
 
     def load(self, context: ModelContext) -> None:
         """Import the module, make the handler, let it load."""
@@ -63,13 +66,20 @@ class PythonBackend:
             raise ModelLoadError(
                 f"{spec.key}: {class_name} could not be loaded: {describe(exc, context.folder)}"
             ) from exc
-        self._infer = _calling(self._handler, f"{spec.key}: {class_name}", streaming=spec.streaming)
+        self._infer = _calling(self._handler, f"{spec.key}: {class_name}", spec)
 
     def infer(self, inputs: Arrays, rows: int, parameters: Parameters) -> Arrays:
         """Call the handler."""
         if self._infer is None:
             raise RuntimeError("the model is not loaded")
-        outputs: Arrays = self._infer(inputs, parameters)
+        outputs: Arrays = self._infer(inputs, parameters, ())
+        return outputs
+
+    def step(self, inputs: Arrays, rows: int, parameters: Parameters, sequences: list[Sequence]) -> Arrays:
+        """Call the handler with a step of a sequence for each row."""
+        if self._infer is None:
+            raise RuntimeError("the model is not loaded")
+        outputs: Arrays = self._infer(inputs, parameters, sequences)
         return outputs
 
     def stream(
@@ -78,7 +88,7 @@ class PythonBackend:
         """Call the handler, which yields."""
         if self._infer is None:
             raise RuntimeError("the model is not loaded")
-        steps: Generator[object, frozenset[int] | None, object] = self._infer(inputs, parameters)
+        steps: Generator[object, frozenset[int] | None, object] = self._infer(inputs, parameters, ())
         return steps
 
     def close(self) -> None:
@@ -118,27 +128,33 @@ def _package_of(context: ModelContext) -> str:
     return name
 
 
-def _calling(handler: Any, name: str, *, streaming: bool) -> Callable[[Arrays, Parameters], Any]:
-    """How to call the handler's `infer`, decided once: with or without the argument `parameters`."""
+def _calling(handler: Any, name: str, spec: ModelSpec) -> _Infer:
+    """How to call the handler's `infer`, decided once: with or without `parameters` and `sequences`."""
     infer = getattr(handler, "infer", None)
     if not callable(infer):
         raise ModelLoadError(f"{name} needs a method infer(self, inputs)")
     if inspect.iscoroutinefunction(infer) or inspect.isasyncgenfunction(infer):
         raise ModelLoadError(f"{name}.infer must be a plain method or a generator: async is not supported")
-    if inspect.isgeneratorfunction(infer) != streaming:
-        fault = "does not yield, but model.yaml says" if streaming else "yields: write"
+    if inspect.isgeneratorfunction(infer) != spec.streaming:
+        fault = "does not yield, but model.yaml says" if spec.streaming else "yields: write"
         raise ModelLoadError(f"{name}.infer {fault} streaming: true")
     signature = inspect.signature(infer)
     takes_parameters = "parameters" in signature.parameters
+    needed = {"sequences": ()} if spec.sequences is not None else {}
     try:
-        signature.bind({}, **({"parameters": {}} if takes_parameters else {}))
+        signature.bind({}, **({"parameters": {}} if takes_parameters else {}), **needed)
     except TypeError as exc:
+        more = ", *, sequences" if needed else ""
         raise ModelLoadError(
-            f"{name}.infer must take (self, inputs) or (self, inputs, parameters), not {signature}"
+            f"{name}.infer must take (self, inputs{more}) or (self, inputs, parameters{more}), not {signature}"
         ) from exc
+    if needed:
+        if takes_parameters:
+            return lambda inputs, parameters, sequences: infer(inputs, parameters=parameters, sequences=sequences)
+        return lambda inputs, _, sequences: infer(inputs, sequences=sequences)
     if takes_parameters:
-        return lambda inputs, parameters: infer(inputs, parameters=parameters)
-    return lambda inputs, _: infer(inputs)
+        return lambda inputs, parameters, _: infer(inputs, parameters=parameters)
+    return lambda inputs, _parameters, _sequences: infer(inputs)
 
 
 def describe(exc: BaseException, folder: Path) -> str:

@@ -24,6 +24,7 @@ from workers.engine.streaming import LinkEnded
 from workers.link import (
     Batch,
     Continue,
+    Forget,
     FrameDecoder,
     Hello,
     Load,
@@ -114,6 +115,8 @@ class Engine:
                     return
             elif isinstance(message, Stop):
                 return
+            elif isinstance(message, Forget):
+                models[message.model].states.forget(message.sequences)
             elif not isinstance(message, Continue):  # one for a stream that ended otherwise
                 raise TypeError(f"{type(message).__name__} while batches are served")
 

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
 from workers.backends import new_backend
-from workers.backends.base import Arrays, Backend, ModelContext, StreamingBackend, visible_device
+from workers.backends.base import Arrays, Backend, ModelContext, StatefulBackend, StreamingBackend, visible_device
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
+from workers.engine.states import States, made_up
 from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
 from workers.link import Batch, Done, Failed, ModelToLoad
 from workers.slots import SlotFile
@@ -39,6 +40,8 @@ class LoadedModel:
         self._outputs = OutputRegions(spec.outputs, slots.output_bytes)
         self._seen: set[str] = set()
         self._streaming = cast("StreamingBackend", backend) if spec.streaming else None
+        self._stateful = cast("StatefulBackend", backend) if spec.sequences is not None else None
+        self.states = States()
 
     @classmethod
     def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
@@ -84,6 +87,8 @@ class LoadedModel:
     def _try(self, inputs: Arrays, rows: int) -> None:
         if self._streaming is not None:
             first_step(self._streaming.stream(inputs, rows, {}), self._outputs, rows)
+        elif self._stateful is not None:
+            self._outputs.place(self._stateful.step(inputs, rows, {}, made_up(rows)), rows)
         else:
             self._outputs.place(self.backend.infer(inputs, rows, {}), rows)
 
@@ -99,6 +104,11 @@ class LoadedModel:
             if self._streaming is not None:
                 steps = self._streaming.stream(inputs, rows, batch.parameters)
                 regions, step_us = stream(steps, batch, self._outputs, slots.output(slot), exchange)
+            elif self._stateful is not None:
+                sequences = self.states.of(batch.sequences, rows)
+                outputs = self._stateful.step(inputs, rows, batch.parameters, sequences)
+                regions = self._outputs.write(outputs, rows, slots.output(slot))
+                self.states.keep(sequences)
             else:
                 outputs = self.backend.infer(inputs, rows, batch.parameters)
                 regions = self._outputs.write(outputs, rows, slots.output(slot))

@@ -21,6 +21,7 @@ from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
 from workers.ingest.flight import Flight
+from workers.ingest.gate import Gate
 from workers.ingest.layout import Layout
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 from workers.ingest.publisher import Publisher
@@ -87,7 +88,8 @@ class Batcher:
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
-        self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
+        self.queue = BatchQueue(per_key=spec.batching.order == "per_key" or spec.sequences is not None)
+        self.gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
         self._streams = Streams(
             slots=slots,
             clock=clock,
@@ -135,8 +137,8 @@ class Batcher:
             taken = self._next()
             if taken is None:
                 break
-            deliveries, reason = taken
-            if deliveries:
+            found, reason = taken
+            if deliveries := self.gate.admitted(found, self.in_flight):
                 self._launch(deliveries, reason)
         self._tell_room()
 
@@ -251,7 +253,9 @@ class Batcher:
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        self._send(Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters))
+        self._send(
+            Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters, self.gate.steps(deliveries))
+        )
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
         """A batch that does not fit its slot is halved; a single request that does not can never run here."""
@@ -272,6 +276,7 @@ class Batcher:
         seconds = done.compute_us / 1e6
         if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
             self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        self.gate.ran(flight.open)
         self.pump()
         metrics.COMPUTE.observe(seconds)
         if flight.stream is None:
@@ -354,6 +359,7 @@ class Batcher:
         """The engine is gone: what it held runs alone next, or has had its chances."""
         flights, self._in_flight = [flight for flight in self._in_flight.values() if flight.open], {}
         self._streams.engine_lost()
+        self.gate.engine_lost()
         self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
-from contracts.messages import Parameters, ReplyAddress
+from contracts.messages import Parameters, ReplyAddress, SequenceStep
 from contracts.tensors import Tensor
 from workers.ingest.claim import Claim
 
@@ -59,6 +59,7 @@ class Delivery:
         "part",
         "queued_us",
         "rows",
+        "sequence",
         "stream",
         "taken",
         "urgency",
@@ -78,6 +79,7 @@ class Delivery:
         queued_us: int,
         lane: int = NORMAL,
         stream: bool = False,
+        sequence: SequenceStep | None = None,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -89,6 +91,7 @@ class Delivery:
         self.queued_us = queued_us
         self.lane = lane
         self.stream = stream
+        self.sequence = sequence
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0
@@ -100,6 +103,11 @@ class Delivery:
         self.memory_failures = 0
         self.is_journaled = False
         self.is_watched = False
+
+    @property
+    def order_key(self) -> bytes | None:
+        """What it must not overtake others of, nor run beside them: its sequence, or else its record's key."""
+        return self.origin.record.key if self.sequence is None else self.sequence.id.encode()
 
     @property
     def is_suspect(self) -> bool:

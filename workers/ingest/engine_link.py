@@ -19,6 +19,7 @@ from workers.link import (
     Continue,
     Done,
     Failed,
+    Forget,
     FrameDecoder,
     Hello,
     Load,
@@ -140,8 +141,8 @@ class EngineLink:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
-    def send(self, message: Batch | Continue) -> None:
-        """Give the engine a batch, or let it go on; nothing is sent while none is connected."""
+    def send(self, message: Batch | Continue | Forget) -> None:
+        """Give the engine something to do; nothing is sent while none is connected."""
         if self._current is not None:
             self._current.send(message)
 

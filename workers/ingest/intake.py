@@ -54,6 +54,7 @@ class Intake:
 
     def _accept(self, origin: Origin, headers: RequestHeaders) -> Delivery:
         self._check_model(headers)
+        self._validator.check_step(headers.sequence)
         now, broker_now = self._clock.monotonic(), self._broker_time.now_ms()
         stamp = origin.record.timestamp
         if origin.record.timestamp_type != LOG_APPEND_TIME:
@@ -75,6 +76,7 @@ class Intake:
             queued_us=waited_ms * 1000,
             lane=LANES[headers.priority],
             stream=headers.stream,
+            sequence=headers.sequence,
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:

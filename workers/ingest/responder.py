@@ -106,12 +106,12 @@ class Responder:
 
     def retry(self, delivery: Delivery, reason: str, message: str) -> None:
         """Put a request off that failed for a reason that passes; answer INTERNAL when it has had its attempts or has
-        no time for another one.
+        no time for another one, or is a step of a sequence: later steps must not overtake it.
         """
         origin = delivery.origin
         left = delivery.deadline - self._clock.monotonic()
         delay = next_delay(origin.attempt, left, self._retry_delays)
-        if delay is None:
+        if delay is None or delivery.sequence is not None:
             self.fail(delivery, Status.INTERNAL, message, retryable=True)
             return
         record = origin.record

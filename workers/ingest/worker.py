@@ -105,6 +105,8 @@ class Worker:
         self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
         self._loops.spawn("forward", self._forwarder.loop())
         self._loops.spawn("journal", self._suspects.keep_loop())
+        if model.spec.sequences is not None:
+            self._loops.spawn("sequences", self._batcher.gate.sweep_loop(self._link.send))
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
     async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:

@@ -147,6 +147,12 @@ GOOD = "class Model:\n    def infer(self, inputs):\n        return {}\n"
         ("class Model:\n    async def infer(self, inputs):\n        return {}\n", {}, ["plain method", "async"]),
         ("class Model:\n    def infer(self, inputs):\n        yield {}\n", {}, ["yields", "streaming: true"]),
         ("class Model:\n    def infer(self, inputs):\n        return {}\n", {"streaming": True}, ["does not yield"]),
+        (
+            "class Model:\n    def infer(self, inputs):\n        return {}\n",
+            {"sequences": {}},
+            ["(self, inputs, *, seq"],
+        ),
+        ("class Model:\n    def infer(self, inputs, *, sequences):\n        ...\n", {}, ["(self, inputs)"]),
         ("class Model:\n    def infer(self):\n        return {}\n", {}, ["(self, inputs)", "not ()"]),
         ("class Model:\n    def infer(self, inputs, extra):\n        return {}\n", {}, ["not (inputs, extra)"]),
     ],

@@ -1,4 +1,4 @@
-"""The client's calls that take an answer part by part.
+"""The client's calls that last: streams, whose answer comes part by part, and sequences, which go on from step to step.
 
 Leaving the loop, an error inside it and the cancellation of its task all end in the same place: the request is given up
 and its tombstone written, and the worker stops at the model's next yield.
@@ -11,12 +11,14 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from typing import TypedDict, Unpack
 
-from contracts.codec import STREAM
+from contracts.codec import STREAM, encode_step
 from contracts.errors import DeadlineExceeded
-from contracts.messages import Parameters, Response
+from contracts.messages import Parameters, Response, SequenceStep
 from producer.parts import MAX_PARTS, Parts
 from producer.pending import Waiter
 from producer.plan import Inputs, ModelPlan
+from producer.sequences import Sequence, Stepping
+from producer.tombstones import Tombstones
 
 
 class StreamOptions(TypedDict, total=False):
@@ -34,8 +36,34 @@ class StreamOptions(TypedDict, total=False):
     buffer_parts: int
 
 
-class StreamingCalls:
-    """The part of InferenceClient that streams."""
+_GIVE_UP_MS = 60_000  # for so long workers that are busy or away may learn that a sequence was given up
+
+
+class LastingCalls:
+    """The part of InferenceClient that has them."""
+
+    _tombstones: Tombstones
+
+    def sequence(self, model: str, *, version: int | None = None, sequence_id: str | None = None) -> Sequence:
+        """A sequence of requests to a model that keeps a state between them, as an async context manager.
+
+        With a `sequence_id` its first step starts it anew unless that is running already in this context; leaving the
+        context then leaves the state to its idle timeout. The version is chosen once, when the context is entered.
+        """
+
+        async def ask(plan: ModelPlan, body: bytes, ttl_seconds: float | None, step: SequenceStep) -> Response:
+            headers = tuple(encode_step(step))
+            waiter, future = self._launch(plan, body, ttl_seconds, None, step.id, more_headers=headers)
+            try:
+                return await future
+            except asyncio.CancelledError:
+                self._leave(waiter)
+                raise
+
+        def give_up(name: str) -> None:
+            self._tombstones.leave(name, _GIVE_UP_MS)
+
+        return Sequence(Stepping(lambda: self._find_plan(model, version), ask, give_up), sequence_id)
 
     async def stream(
         self, model: str, inputs: Inputs, **options: Unpack[StreamOptions]
