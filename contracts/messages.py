@@ -68,6 +68,22 @@ class ReplyAddress(msgspec.Struct, frozen=True, gc=False):
         return f"{self.topic}/{self.partition}/{self.token}"
 
 
+class Hop(msgspec.Struct, frozen=True, gc=False):
+    """Where in a pipeline's job a record stands.
+
+    `job`: the id that the caller gave. `plan`: digest of the compiled plan. `pipeline`: `name@version`. `step`: the
+    node that the record is for, empty when it asks for the whole pipeline. `branch`: row numbers of the maps that it is
+    inside of. `left_ms`: what is left of the job's time to live where this step has less; None when it is the same.
+    """
+
+    job: str
+    plan: str
+    pipeline: str
+    step: str = ""
+    branch: tuple[int, ...] = ()
+    left_ms: int | None = None
+
+
 class SequenceStep(msgspec.Struct, frozen=True, gc=False):
     """Which sequence a request is a step of, and whether it is the first or the last one."""
 
@@ -88,16 +104,10 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     priority: str = "normal"
     tenant: str = ""
     traceparent: str = ""
+    hop: Hop | None = None
     stream: bool = False
     """Whether the caller takes the parts of a streaming model's answer as they come; else they are joined to one."""
     sequence: SequenceStep | None = None
-
-
-class RequestBody(msgspec.Struct, frozen=True, gc=False):
-    """What the model is asked: named tensors and scalar parameters."""
-
-    inputs: tuple[Tensor, ...]
-    parameters: Parameters = {}
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, gc=False):
@@ -125,6 +135,27 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     computed_us: int = 0
     returned_us: int = 0
     total_us: int = 0
+
+
+class Ran(msgspec.Struct, frozen=True, gc=False):
+    """The step of a job that ended with this record, and where its time went."""
+
+    step: str
+    receipt: Receipt
+    branch: tuple[int, ...] = ()
+
+
+class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What the model is asked: named tensors and scalar parameters.
+
+    The rest is a pipeline's, and the model never sees it. `carried`: values that later steps need, named
+    `<step>.<tensor>`. `ran`: which step came before.
+    """
+
+    inputs: tuple[Tensor, ...]
+    parameters: Parameters = {}
+    carried: tuple[Tensor, ...] = ()
+    ran: Ran | None = None
 
 
 class ResponseBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

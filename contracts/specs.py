@@ -8,13 +8,14 @@ ConfigurationError that names file, field and remedy.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
+from contracts.serving_specs import BatchingSpec, SequencesSpec, Spec
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 
@@ -26,16 +27,18 @@ def _model_name(value: str) -> str:
         raise ValueError(str(exc)) from exc
 
 
+def _model_key(value: str) -> str:
+    try:
+        return str(ModelVersion.parse(value))
+    except ConfigurationError as exc:
+        raise ValueError(str(exc)) from exc
+
+
 ModelName = Annotated[str, AfterValidator(_model_name)]
+ModelKey = Annotated[str, AfterValidator(_model_key)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 default_artefacts = {"onnx": "model.onnx", "torch": "model.pt", "python": "model.py"}
-
-
-class Spec(BaseModel):
-    """The base of all specs: frozen, no unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TensorSpec(Spec):
@@ -65,67 +68,6 @@ class TensorSpec(Spec):
         return value
 
 
-class PaddingSpec(Spec):
-    """How batches are filled up to the sizes that a model is quick at. Results are cut back before they are sent."""
-
-    batch: bool = False
-    """Add rows up to the next of the batch sizes; they are computed and thrown away."""
-    length_buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Fill open dimensions of inputs up to one of these sizes, so that rows of different lengths share a batch. What is
-    longer than the last stays as it is."""
-    value: float = 0.0
-    """What is filled in; empty for BYTES."""
-    mask: str = ""
-    """An input of the model, [-1, -1], that the worker fills: 1 where a row has an element, 0 where it was filled up.
-    Requests leave it out."""
-    offsets: str = ""
-    """An input of the model, [-1], that the worker fills: the row at which each request of the batch begins, and the
-    end of the last. For models that treat the rows of a request as one ragged sequence. Requests leave it out."""
-
-    @field_validator("length_buckets")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(value)))
-
-
-class BatchingSpec(Spec):
-    """How requests are put together. What stands in Knobs can be changed while the model serves."""
-
-    max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Rows (not requests) in a batch, at most."""
-    max_request_rows: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
-    """Rows in a request, at most; by default max_batch_size. What is larger than a batch is run in parts."""
-    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = ()
-    """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
-    largest batch."""
-    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
-    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
-    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
-    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
-    By default 0, with an slo_ms a quarter of it and at most 10."""
-    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
-    """Rows queued in a worker, at most; by default eight times max_batch_size."""
-    overflow: Literal["delay", "reject"] = "delay"
-    """With a full queue: leave further requests in the log, or answer them OVERLOADED at once."""
-    order: Literal["none", "per_key"] = "none"
-    """`per_key`: requests with the same record key run one after the other, in the order of the log."""
-    padding: PaddingSpec = PaddingSpec()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BatchingSpec:
-        if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
-            msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def delay_seconds(self) -> float:
-        """How long a batch may wait for more rows while the engine is free."""
-        if self.max_batch_delay_ms is not None:
-            return self.max_batch_delay_ms / 1000
-        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
-
-
 class Knobs(Spec):
     """Fields of a model's BatchingSpec that were set by hand while it serves; None leaves the model's own value."""
 
@@ -152,15 +94,6 @@ class Knobs(Spec):
             raise ConfigurationError(_describe(exc, "these knobs")) from exc
 
 
-class SequencesSpec(Spec):
-    """How a worker keeps the states of sequences."""
-
-    max: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    """Sequences that one worker keeps at a time; one more is answered OVERLOADED."""
-    idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    """A sequence without a step for so long is forgotten."""
-
-
 class ModelSpec(Spec):
     """`model.yaml`: one version of a model."""
 
@@ -170,7 +103,8 @@ class ModelSpec(Spec):
     artefact: str = ""
     """File beside model.yaml; by default model.onnx, model.py or model.pt."""
     handler: str = ""
-    """python backend only: `module:Class` in the version's folder; by default `model:Model`."""
+    """`module:Class` in the version's folder. python backend: the model, by default `model:Model`. torch backend: the
+    torch.nn.Module whose weights the artefact holds, which then is model.safetensors by default."""
     description: str = ""
     inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
@@ -197,8 +131,8 @@ class ModelSpec(Spec):
             if twice:
                 msg = f"tensor {twice[0]!r} is declared twice"
                 raise ValueError(msg)
-        if self.handler and self.backend != "python":
-            msg = "handler belongs to the python backend"
+        if self.handler and self.backend == "onnx":
+            msg = "handler belongs to the python and torch backends"
             raise ValueError(msg)
         self._check_streaming()
         if "/" in self.artefact or self.artefact.startswith("."):
@@ -261,6 +195,8 @@ class ModelSpec(Spec):
     @property
     def artefact_name(self) -> str:
         """The artefact's file name, the backend's default unless given."""
+        if self.backend == "torch" and self.handler and not self.artefact:
+            return "model.safetensors"
         return self.artefact or default_artefacts[self.backend]
 
     @property
@@ -304,10 +240,13 @@ class TopicSpec(Spec):
 
 
 class DeploymentSpec(Spec):
-    """One model version that should be served."""
+    """One model version that should be served, or several that share the engines of their workers."""
 
     model: ModelName
     version: Version
+    models: tuple[ModelKey, ...] = ()
+    """In place of model and version: `name@version` of each model that the workers hold. The deployment goes by the
+    first of them."""
     workers: WorkersSpec = WorkersSpec()
     device: DeviceSpec = DeviceSpec()
     topic: TopicSpec = TopicSpec()
@@ -315,14 +254,45 @@ class DeploymentSpec(Spec):
     allow_code: bool = False
     """Whether a model whose artefact is code (python backend, TorchScript) may run here."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_the_first(cls, value: object) -> object:
+        """A deployment of several models has the name of the first; one of a single model has no list."""
+        if not isinstance(value, dict):
+            return value
+        models = value.get("models")
+        if not isinstance(models, list | tuple) or not models or not isinstance(models[0], str):
+            return value
+        try:
+            first = ModelVersion.parse(models[0])
+        except ConfigurationError as exc:
+            raise ValueError(str(exc)) from exc
+        if value.get("model", first.model) != first.model or value.get("version", first.version) != first.version:
+            msg = "give either model and version, or models"
+            raise ValueError(msg)
+        return {**value, "model": first.model, "version": first.version, "models": models if len(models) > 1 else ()}
+
+    @model_validator(mode="after")
+    def _each_once(self) -> DeploymentSpec:
+        twice = [name for name, count in Counter(self.models).items() if count > 1]
+        if twice:
+            msg = f"{twice[0]} stands twice in models"
+            raise ValueError(msg)
+        return self
+
     @property
     def key(self) -> ModelVersion:
-        """Name and version."""
+        """What the deployment goes by: its model version, the first of several."""
         return ModelVersion(self.model, self.version)
 
     @property
+    def keys(self) -> tuple[ModelVersion, ...]:
+        """All model versions that its workers serve."""
+        return tuple(map(ModelVersion.parse, self.models)) or (self.key,)
+
+    @property
     def partitions(self) -> int:
-        """Partitions of the request topic: enough that workers can be added without a partition for none."""
+        """Partitions of each request topic: enough that workers can be added without a partition for none."""
         return self.topic.partitions or max(8, 4 * self.workers.max)
 
 
@@ -330,6 +300,8 @@ class RouteSpec(Spec):
     """Which version answers requests that name none."""
 
     default: Version
+    labels: dict[ModelName, Version] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Names for versions, which steps of pipelines may use: `digits:stable`."""
 
 
 class FleetSpec(Spec):
@@ -338,11 +310,13 @@ class FleetSpec(Spec):
     models: str = "./models"
     """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
     deployments: tuple[DeploymentSpec, ...] = ()
-    routes: dict[ModelName, RouteSpec] = {}
+    routes: dict[ModelName, RouteSpec] = {}  # noqa: RUF012 - pydantic copies defaults
+    pipelines: tuple[dict[str, Any] | str, ...] = ()
+    """Pipelines, or files beside this one with a pipeline each; `contracts.pipelines` reads them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:
-        keys = Counter(deployment.key for deployment in self.deployments)
+        keys = Counter(key for deployment in self.deployments for key in deployment.keys)
         twice = [str(key) for key, count in keys.items() if count > 1]
         if twice:
             msg = f"{twice[0]} is deployed twice; put its workers into one deployment"

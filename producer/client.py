@@ -24,12 +24,14 @@ from typing import Any, Self
 
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.inboxes import Inboxes
+from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
 from contracts.codec import encode_headers
 from contracts.errors import ClientClosed, TransportError
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
+from contracts.partitioner import Partitioner
 from contracts.service import Loops
 from producer.admission import check_reply_to, check_request_id, ttl_ms
 from producer.asks import Ask, Call, Sender, make_ask
@@ -37,10 +39,10 @@ from producer.directory import Directory
 from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
-from producer.lasting import LastingCalls
+from producer.jobs import PipelinePlan
+from producer.lasting import NO_EXTRAS, Extras, LastingCalls
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
-from producer.parts import Parts
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
 from producer.plan import Inputs, ModelPlan
 from producer.settings import ClientSettings, client_settings
@@ -113,13 +115,9 @@ class InferenceClient(LastingCalls):
         settings = self._settings
         self._tombstones = Tombstones(Cancels(self._redis))
         self._outbox = Outbox(settings.kafka, self._pending, self._clock)
+        clock, moved = self._clock, self._tails.clear
         self._inbox = Inbox(
-            settings.kafka,
-            settings.inbox,
-            Inboxes(self._redis),
-            self._pending,
-            clock=self._clock,
-            moved=self._tails.clear,
+            settings.kafka, settings.inbox, Inboxes(self._redis), self._pending, clock=clock, moved=moved
         )
         self._directory = Directory(
             Registry(self._redis, settings.redis.pool),
@@ -127,6 +125,7 @@ class InferenceClient(LastingCalls):
             prefix=settings.kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
+            store=PlanStore(self._redis),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
@@ -300,8 +299,7 @@ class InferenceClient(LastingCalls):
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
         reply = check_reply_to(self._settings.kafka.prefix, reply_to)
         headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl)))
-        partition = self._partition(plan, key, self._clock.monotonic())
-        await self._outbox.publish(Outgoing(plan.topic, partition, body, headers), ttl)
+        await self._outbox.publish(self._outgoing(plan, body, headers, key, self._clock.monotonic()), ttl)
         return name
 
     async def withdraw(self, waiter: Waiter) -> None:
@@ -327,9 +325,6 @@ class InferenceClient(LastingCalls):
         plan = self._plan(model, version) or await self._directory.plan(model, version)
         return self._launch(plan, plan.encode(inputs, parameters), ttl_seconds, request_id, key)
 
-    async def _find_plan(self, model: str, version: int | None) -> ModelPlan:
-        return self._plan(model, version) or await self._directory.plan(model, version)
-
     def _launch(
         self,
         plan: ModelPlan,
@@ -337,20 +332,32 @@ class InferenceClient(LastingCalls):
         ttl_seconds: float | None,
         request_id: str | None,
         key: str | bytes | None,
-        *,
-        parts: Parts | None = None,
-        more_headers: tuple[tuple[str, bytes], ...] = (),
+        extras: Extras = NO_EXTRAS,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
-        partition = self._partition(plan, key, now)
+        record = self._outgoing(plan, body, [("id", name.encode()), *tail, *extras.headers], key, now)
         future: asyncio.Future[Response] = self._loop.create_future()
-        record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail, *more_headers])
-        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record, parts)
+        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record, extras.parts)
         self._pending.add(waiter)
+        if isinstance(plan, PipelinePlan):
+            plan.opened()
+            future.add_done_callback(plan.closed)
         self._outbox.send(waiter)
         return waiter, future
+
+    def _outgoing(
+        self, plan: ModelPlan, body: bytes, headers: list[tuple[str, bytes]], key: str | bytes | None, now: float
+    ) -> Outgoing:
+        if isinstance(plan, PipelinePlan):
+            return plan.outgoing(headers, body, lambda partitioner: self._partition(partitioner, key, now))
+        return Outgoing(plan.topic, self._partition(plan.partitioner, key, now), body, headers)
+
+    def _partition(self, partitioner: Partitioner, key: str | bytes | None, now: float) -> int:
+        if key is None:
+            return partitioner.next(now, len(self._pending))
+        return partitioner.of_key(key.encode() if isinstance(key, str) else key)
 
     async def _ask(self, call: Call) -> Ask:
         """The same for a call that may share its run with others: all of it but sending."""
@@ -372,11 +379,6 @@ class InferenceClient(LastingCalls):
             msg = "the client is not open: use `async with`, or await client.open()"
             raise ClientClosed(msg)
 
-    def _partition(self, plan: ModelPlan, key: str | bytes | None, now: float) -> int:
-        if key is None:
-            return plan.partitioner.next(now, len(self._pending))
-        return plan.partitioner.of_key(key.encode() if isinstance(key, str) else key)
-
     def _next_id(self) -> str:
         return f"{self._prefix}{next(self._numbers) & _ID_BITS:012x}"
 
@@ -385,10 +387,6 @@ class InferenceClient(LastingCalls):
     def _abandon(self, waiter: Waiter) -> None:
         if self._pending.give_up(waiter.id) is not None:
             self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
-
-    def _leave(self, waiter: Waiter) -> None:
-        self._pending.give_up(waiter.id)
-        self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
 
     def _ttl_left_ms(self, waiter: Waiter) -> int:
         left = waiter.deadline - self._settings.client.grace_seconds - self._clock.monotonic()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
-from contracts.codec import STREAM, encode_step
+from contracts.codec import STREAM, encode_sequence
 from contracts.errors import DeadlineExceeded
 from contracts.messages import Parameters, Response, SequenceStep
+from producer.directory import Directory
 from producer.parts import MAX_PARTS, Parts
-from producer.pending import Waiter
+from producer.pending import Pending, Waiter
 from producer.plan import Inputs, ModelPlan
 from producer.sequences import Sequence, Stepping
 from producer.tombstones import Tombstones
@@ -39,10 +40,22 @@ class StreamOptions(TypedDict, total=False):
 _GIVE_UP_MS = 60_000  # for so long workers that are busy or away may learn that a sequence was given up
 
 
+class Extras(NamedTuple):
+    """What a request that lasts has besides: where its parts go, and more headers."""
+
+    parts: Parts | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+NO_EXTRAS = Extras()
+
+
 class LastingCalls:
     """The part of InferenceClient that has them."""
 
     _tombstones: Tombstones
+    _pending: Pending
+    _directory: Directory
 
     def sequence(self, model: str, *, version: int | None = None, sequence_id: str | None = None) -> Sequence:
         """A sequence of requests to a model that keeps a state between them, as an async context manager.
@@ -52,8 +65,8 @@ class LastingCalls:
         """
 
         async def ask(plan: ModelPlan, body: bytes, ttl_seconds: float | None, step: SequenceStep) -> Response:
-            headers = tuple(encode_step(step))
-            waiter, future = self._launch(plan, body, ttl_seconds, None, step.id, more_headers=headers)
+            extras = Extras(headers=tuple(encode_sequence(step)))
+            waiter, future = self._launch(plan, body, ttl_seconds, None, step.id, extras)
             try:
                 return await future
             except asyncio.CancelledError:
@@ -87,8 +100,7 @@ class LastingCalls:
             options.get("ttl_seconds"),
             options.get("request_id"),
             options.get("key"),
-            parts=parts,
-            more_headers=(STREAM,),
+            Extras(parts, (STREAM,)),
         )
         future.add_done_callback(lambda _: changed.set())
         is_over = False
@@ -107,9 +119,17 @@ class LastingCalls:
             if not is_over:
                 self._leave(waiter)
 
-    @abstractmethod
     async def _find_plan(self, model: str, version: int | None) -> ModelPlan:
-        """How to send to a model."""
+        return self._plan(model, version) or await self._directory.plan(model, version)
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Nobody waits for what is still to come."""
+        self._pending.give_up(waiter.id)
+        self._tombstones.leave(waiter.id, self._ttl_left_ms(waiter))
+
+    @abstractmethod
+    def _plan(self, model: str, version: int | None) -> ModelPlan | None:
+        """How to send to a model, if that is known."""
 
     @abstractmethod
     def _launch(
@@ -119,15 +139,13 @@ class LastingCalls:
         ttl_seconds: float | None,
         request_id: str | None,
         key: str | bytes | None,
-        *,
-        parts: Parts | None = None,
-        more_headers: tuple[tuple[str, bytes], ...] = (),
+        extras: Extras = NO_EXTRAS,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         """Send a request."""
 
     @abstractmethod
-    def _leave(self, waiter: Waiter) -> None:
-        """Nobody waits for the rest of a stream."""
+    def _ttl_left_ms(self, waiter: Waiter) -> int:
+        """What is left of a request's time to live."""
 
 
 async def _change(changed: asyncio.Event, waiter: Waiter, idle_seconds: float | None) -> None:

@@ -13,7 +13,8 @@ import pytest
 from contracts import codec, messages, tensors
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.messages import ReplyAddress, RequestBody, RequestHeaders, SequenceStep, Status
-from contracts.specs import BatchingSpec, ModelSpec, parse_model
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import ModelSpec, parse_model
 from workers.ingest import responder, validate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -72,12 +72,11 @@ class Stream:
 
 
 class Flight(NamedTuple):
-    """Its requests, rows, why it was cut, and the number of its launch, or of its last step if it is a `stream`."""
+    """Its requests, rows, why it was cut, and how far it has come if it is a stream."""
 
     deliveries: list[Delivery]
     rows: int
     cut: str
-    number: int
     stream: Stream | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from contracts.clock import Clock
 from contracts.messages import SequenceStep, Status
-from contracts.specs import SequencesSpec
+from contracts.serving_specs import SequencesSpec
 from workers.ingest.delivery import Delivery
 from workers.ingest.sequences import Sequences, Verdict
 from workers.link import Forget
@@ -78,11 +78,11 @@ class Gate:
         if self._sequences is not None:
             self._sequences.lose()
 
-    async def sweep_loop(self, send: Callable[[Forget], None]) -> None:
+    async def sweep_loop(self, send: Callable[[Forget], None], model: int) -> None:
         """Have the engine forget what is over, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             if self._sequences is not None:
                 names = self._sequences.sweep(self._clock.monotonic(), self._cancelled)
                 if names:
-                    send(Forget(0, names))
+                    send(Forget(model, names))

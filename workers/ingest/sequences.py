@@ -15,8 +15,8 @@ from collections.abc import Container, Iterable, Sequence
 from enum import Enum, auto
 
 from contracts.messages import SequenceStep
-from contracts.specs import SequencesSpec
-from workers.ingest.claim import Claim
+from contracts.serving_specs import SequencesSpec
+from workers.draining.claim import Claim
 from workers.ingest.delivery import Delivery
 
 _REMEMBERED = 16

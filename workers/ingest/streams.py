@@ -10,6 +10,7 @@ together what fits. Only the final response settles the record.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Container, Sequence
 
 from contracts.clock import Clock
@@ -18,9 +19,8 @@ from contracts.tensors import Tensor
 from workers.ingest.delivery import Delivery
 from workers.ingest.flight import Flight, Line, Stream
 from workers.ingest.layout import Output
-from workers.ingest.publisher import Publisher
 from workers.ingest.responder import MAX_RESPONSE_BYTES, Place, Responder
-from workers.link import Batch, Continue, Done, Part, Region
+from workers.link import Continue, Done, Part, Region
 from workers.slots import SlotFile
 
 _EXPIRED = "the time to live ended before the stream did"
@@ -32,14 +32,13 @@ _UNLIKE = "the parts have different shapes and cannot be joined; ask for them as
 class Streams:
     """The streams that one worker's engine runs."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the batcher that it needs
+    def __init__(
         self,
         *,
         slots: SlotFile,
         clock: Clock,
-        publisher: Publisher,
         responder: Responder,
-        send: Callable[[Batch | Continue], None],
+        send: Callable[[Continue], None],
         is_trusted: Callable[[], bool],
         cancelled: Container[str],
         settle: Callable[[Delivery], None],
@@ -48,18 +47,18 @@ class Streams:
         """`settle` is told of each request that has its outcome; the rest is as in the batcher."""
         self._slots = slots
         self._clock = clock
-        self._publisher = publisher
         self._responder = responder
         self._send = send
         self._is_trusted = is_trusted
         self._cancelled = cancelled
         self._settle = settle
         self._worker = worker
+        self._numbers = itertools.count(1)
         self._held: list[tuple[Stream, Part]] = []
 
-    def begin(self, deliveries: list[Delivery], number: int, rows: int) -> Stream:
+    def begin(self, deliveries: list[Delivery], rows: int) -> Stream:
         """A batch of a streaming model is launched."""
-        return Stream(deliveries, f"{self._worker}.{number}", rows)
+        return Stream(deliveries, f"{self._worker}.{next(self._numbers)}", rows)
 
     def part(self, flight: Flight, part: Part) -> None:
         """Hand out a part, and have the engine go on when there is room."""
@@ -77,7 +76,7 @@ class Streams:
 
     def resume(self) -> None:
         """Let held streams go on, if there is room."""
-        while self._held and self._publisher.has_room:
+        while self._held and self._responder.has_room:
             stream, part = self._held.pop()
             stream.is_held = False
             now = self._clock.monotonic()
@@ -153,7 +152,7 @@ class Streams:
             return
         elif delivery.deadline <= now:
             self._fail(line, Status.DEADLINE_EXCEEDED, _EXPIRED, retryable=True)
-        elif delivery.origin.request_id in self._cancelled:
+        elif delivery.origin.root in self._cancelled:
             self._fail(line, Status.CANCELLED, "cancelled by its caller while it ran")
 
     def _fail(self, line: Line, status: Status, message: str, *, retryable: bool = False) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from contracts.adapters.kafka import Partition, Record
 from contracts.messages import SequenceStep
-from contracts.specs import SequencesSpec
+from contracts.serving_specs import SequencesSpec
 from tests.deliveries import delivery
+from workers.draining.claim import Claim
 from workers.ingest.batch_queue import BatchQueue
-from workers.ingest.claim import Claim
 from workers.ingest.delivery import Delivery, Origin
 from workers.ingest.sequences import Sequences, Verdict
 

@@ -13,10 +13,9 @@ from contracts.adapters.kafka import Partition, Record
 from contracts.messages import Receipt, Status
 from contracts.tensors import Tensor
 from tests.helpers import FakeClock
-from workers.ingest.claim import Claim
+from workers.draining.claim import Claim
 from workers.ingest.delivery import Delivery, Origin
 from workers.ingest.flight import Flight
-from workers.ingest.publisher import Publisher
 from workers.ingest.responder import MAX_RESPONSE_BYTES, Place, Responder
 from workers.ingest.streams import Streams
 from workers.link import Continue, Done, Part, Region
@@ -42,7 +41,6 @@ class World:
         self.streams = Streams(
             slots=slots,
             clock=self.clock,
-            publisher=cast("Publisher", self),
             responder=cast("Responder", self),
             send=cast("Any", self.to_engine.append),
             is_trusted=lambda: self.is_trusted,
@@ -80,7 +78,7 @@ class World:
 
     def launch(self, *deliveries: Delivery, filled: int = 0) -> Flight:
         rows = len(deliveries)
-        return Flight([*deliveries], rows, "full", 1, self.streams.begin([*deliveries], 1, rows + filled))
+        return Flight([*deliveries], rows, "full", self.streams.begin([*deliveries], rows + filled))
 
     def part(self, flight: Flight, *numbers: int, rows: tuple[int, ...] | None = None, final: bool = False) -> None:
         self.streams.part(flight, Part(0, 1, self.outputs(*numbers), rows, final, 10))
