@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ def slots(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def model(tmp_path: Path, slots: SlotFile) -> LoadedModel:
+def model(tmp_path: Path, slots: SlotFile) -> Iterator[LoadedModel]:
     folder = python_model(tmp_path / "model", CODE, sequences={})
     spec = spec_in(folder)
-    return LoadedModel.load(ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder)), slots, 1)
+    loaded = LoadedModel.load(ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder)), slots, 1)
+    yield loaded
+    loaded.close()
 
 
 def run(model: LoadedModel, slots: SlotFile, values: list[float], *steps: SequenceStep) -> list[float] | None:
