@@ -25,7 +25,8 @@ from contracts.errors import ConfigurationError
 from contracts.messages import Scalar
 from contracts.names import ModelVersion
 from contracts.pipeline_sources import Alternatives, ConstantSpec, Members, Reference, Sources, SourceText
-from contracts.specs import DeviceSpec, ModelName, Spec, TensorSpec, TopicSpec, Version, WorkersSpec
+from contracts.serving_specs import Spec
+from contracts.specs import DeviceSpec, ModelName, TensorSpec, TopicSpec, Version, WorkersSpec
 from contracts.yaml_lines import Lines, load
 
 # --- steps ------------------------------------------------------------------------------------------------------------

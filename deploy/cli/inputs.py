@@ -148,13 +148,17 @@ def _text(element: bytes) -> str:
 
 def response_text(response: Response) -> str:
     """A response for people: each output, then where the time went."""
+    return "\n".join(text for text in (outputs_text(response), receipt_text(response)) if text)
+
+
+def outputs_text(response: Response) -> str:
+    """Each output with its name."""
     lines = []
     for tensor in response.outputs:
         lines.append(f"{tensor.name}  {tensor.datatype} {list(tensor.shape)}")
         array = tensor.to_numpy()
         with np.printoptions(precision=4, suppress=True, threshold=_SHOWN_ELEMENTS, linewidth=100):
             lines.extend(f"  {line}" for line in str(array).splitlines())
-    lines.append(receipt_text(response))
     return "\n".join(lines)
 
 

@@ -12,21 +12,24 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
 from contracts.clock import Clock
-from contracts.messages import Receipt, Status
-from contracts.specs import BatchingSpec, ModelSpec
+from contracts.messages import Status
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import ModelSpec
 from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.flight import Flight
+from workers.ingest.gate import Gate
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.layout import Layout
 from workers.ingest.policy import Cut, Policy, Wait
 from workers.ingest.split import Answering, Answers, forget, is_settled, split
+from workers.ingest.streams import Streams
 from workers.ingest.suspects import Suspects
-from workers.link import Batch, Done, Failed
+from workers.link import Batch, Continue, Done, Failed, Forget, Part
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +42,6 @@ _FULL = "the worker's queue is full; try again later"
 _refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
-class _InFlight(NamedTuple):
-    deliveries: list[Delivery]
-    rows: int
-    cut: str
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nothing may run beside it."""
-        return self.deliveries[0].is_suspect
-
-
 class Batcher:
     """One model's queue and the batches of it that the engine holds."""
 
@@ -60,7 +52,7 @@ class Batcher:
         *,
         clock: Clock,
         responder: Answering,
-        send: Callable[[Batch], None],
+        send: Callable[[Batch | Continue | Forget], None],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
         suspects: Suspects,
@@ -79,14 +71,25 @@ class Batcher:
         self._cancelled = cancelled
         self._suspects = suspects
         self._worker = worker
-        self._in_flight: dict[int, _InFlight] = {}
+        self._in_flight: dict[int, Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
         self._arrived_rows = 0
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
-        self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
+        self.queue = BatchQueue(per_key=spec.batching.order == "per_key" or spec.sequences is not None)
+        self._gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
+        self._streams = Streams(
+            slots=self._slots,
+            clock=clock,
+            responder=responder,
+            send=send,
+            is_trusted=is_trusted,
+            cancelled=cancelled,
+            settle=self._settle,
+            worker=worker,
+        )
         self._room = asyncio.Event()
         self._room.set()
         self._number = launcher.join(self)
@@ -149,7 +152,8 @@ class Batcher:
             taken = self._next()
             if isinstance(taken, Launch):
                 return taken
-            deliveries, reason = taken
+            found, reason = taken
+            deliveries = self._gate.admitted(found, self.in_flight)
             if deliveries and self._launch(deliveries, reason):
                 return Launch.DONE
         return Launch.NONE
@@ -162,7 +166,7 @@ class Batcher:
     @property
     def in_flight(self) -> list[Delivery]:
         """What the engine has."""
-        return [delivery for flight in self._in_flight.values() for delivery in flight.deliveries]
+        return [delivery for flight in self._in_flight.values() for delivery in flight.open]
 
     def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect before anything else."""
@@ -173,10 +177,11 @@ class Batcher:
         self.pump()
 
     def look(self) -> None:
-        """Note what has arrived, and whether the queue takes more."""
+        """Note what has arrived, say whether the queue takes more, and let streams go on that had no room."""
         if self._arrived_rows:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
+        self._streams.resume()
         if self.queue.rows >= self._limit and not self._rejects:
             self._room.clear()
         elif self.queue.rows <= self._limit // 2 or self._rejects:
@@ -254,13 +259,15 @@ class Batcher:
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
-        self._in_flight[slot] = flight = _InFlight(deliveries, rows, reason)
+        stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
+        self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
         self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, deliveries[0].parameters))
+        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
         return True
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
@@ -278,37 +285,48 @@ class Batcher:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
         seconds = done.compute_us / 1e6
-        self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
+            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        self._gate.ran(flight.open)
         self.pump()
         metrics.COMPUTE.observe(seconds)
-        self._answer(flight, done)
+        if flight.stream is None:
+            self._answer(flight, done)
+        else:
+            self._streams.finish(flight, done)
+        self._responder.count_successes()
         self._launcher.release(done.slot)
         self.pump()
 
-    def _answer(self, flight: _InFlight, done: Done) -> None:
+    def part(self, part: Part) -> None:
+        """Send a part to each request that it is for; the engine goes on when there is room for more."""
+        flight = self._in_flight[part.slot]
+        if flight.stream is not None:
+            self._streams.part(flight, part)
+            self.pump()
+
+    def is_held(self, slot: int) -> bool:
+        """Whether the engine waits with the batch in a slot until its part was taken."""
+        return self._in_flight[slot].is_held
+
+    async def sweep_loop(self) -> None:
+        """Have the engine forget sequences that are over, until cancelled."""
+        await self._gate.sweep_loop(self._send, self._number)
+
+    def _answer(self, flight: Flight, done: Done) -> None:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
         for index, delivery in enumerate(flight.deliveries):
             if delivery.deadline < now:
                 late += delivery.rows
-            receipt = Receipt(
-                worker=self._worker,
-                device=device,
-                attempt=delivery.origin.attempt,
-                batch_rows=flight.rows,
-                cut=flight.cut,
-                queued_us=delivery.queued_us,
-                batched_us=delivery.batched_us,
-                computed_us=int((now - delivery.launched) * 1e6),
-            )
+            receipt = flight.receipt(delivery, now, self._worker, device)
             try:
                 succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
             except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
                 log.exception("a result cannot be encoded")
                 self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
-        self._responder.count_successes()
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
         self._policy.answered(now, flight.rows, late)
@@ -317,9 +335,9 @@ class Batcher:
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
-        deliveries = self._in_flight.pop(failed.slot).deliveries
+        deliveries = self._in_flight.pop(failed.slot).open
         self._launcher.release(failed.slot)
-        if not self._is_trusted():
+        if not deliveries or not self._is_trusted():
             self._forget(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
@@ -343,13 +361,15 @@ class Batcher:
 
     def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
-        flights, self._in_flight = list(self._in_flight.values()), {}
+        flights, self._in_flight = [flight for flight in self._in_flight.values() if flight.open], {}
+        self._streams.engine_lost()
+        self._gate.engine_lost()
         for flight in reversed(flights):
             if not self._is_trusted():
-                self._forget(flight.deliveries)
+                self._forget(flight.open)
                 continue
-            self._suspects.lost(flight.deliveries, is_alone=was_alone and len(flight.deliveries) == 1)
-            self._try_alone(flight.deliveries)
+            self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
+            self._try_alone(flight.open)
 
     def _try_alone(self, deliveries: list[Delivery]) -> None:
         """Queue suspects, each by itself, and put aside those that had their chances."""

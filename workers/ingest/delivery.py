@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
-from contracts.messages import Parameters, ReplyAddress, RequestHeaders
+from contracts.messages import Parameters, ReplyAddress, RequestHeaders, SequenceStep
 from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 
@@ -62,14 +62,21 @@ class Origin(NamedTuple):
         return self.request_id if hop is None else hop.job
 
 
+class Place(NamedTuple):
+    """Where a part stands: its number in a stream, and the name of the execution."""
+
+    number: int
+    run: str
+
+
 class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
     was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
-    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
-    the request was not split.
+    is where it stands in its line: the queue's own. `stream` says that its caller takes parts. `whole` is the request
+    of which it is part number `part`, None when the request was not split.
     """
 
     __slots__ = (
@@ -90,6 +97,8 @@ class Delivery:
         "part",
         "queued_us",
         "rows",
+        "sequence",
+        "stream",
         "taken",
         "urgency",
         "whole",
@@ -107,6 +116,8 @@ class Delivery:
         deadline: float,
         queued_us: int,
         lane: int = NORMAL,
+        stream: bool = False,
+        sequence: SequenceStep | None = None,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -117,6 +128,8 @@ class Delivery:
         self.deadline = deadline
         self.queued_us = queued_us
         self.lane = lane
+        self.stream = stream
+        self.sequence = sequence
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0
@@ -128,6 +141,11 @@ class Delivery:
         self.memory_failures = 0
         self.is_journaled = False
         self.is_watched = False
+
+    @property
+    def order_key(self) -> bytes | None:
+        """What it must not overtake others of, nor run beside them: its sequence, or else its record's key."""
+        return self.origin.record.key if self.sequence is None else self.sequence.id.encode()
 
     @property
     def is_suspect(self) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from contracts.adapters.compiled import compiled
 from contracts.adapters.registry import RegisteredModel, RegistryState
-from contracts.errors import ConfigurationError, ModelLoadError, ModelNotFound
-from contracts.messages import RequestBody, RequestHeaders
+from contracts.errors import ConfigurationError, InvalidRequest, ModelLoadError, ModelNotFound
+from contracts.messages import RequestBody, RequestHeaders, SequenceStep
 from contracts.names import ModelVersion
 from contracts.plans import Plan
 from workers.ingest.delivery import Leg
@@ -73,6 +73,12 @@ class _Intake(Intake):
 
 class _AnyInputs:
     """The plan says what inputs it takes, and answers those that it does not."""
+
+    def check_step(self, step: SequenceStep | None) -> None:
+        """Pipelines keep no state between jobs."""
+        if step is not None:
+            msg = "a pipeline keeps no sequences; see the header sequence_id"
+            raise InvalidRequest(msg)
 
     def check(self, body: RequestBody) -> Checked:
         """Nothing is wrong yet."""

@@ -29,7 +29,7 @@ from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
-from workers.ingest.delivery import Delivery, Leg, Origin
+from workers.ingest.delivery import Delivery, Leg, Origin, Place
 from workers.ingest.fused_job import FusedJob
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import RETRIED
@@ -361,10 +361,21 @@ class FusedAnswers:
         """Where the engine says it runs."""
         return self._device()
 
+    @property
+    def has_room(self) -> bool:
+        """What a step yields stays here: its parts are joined."""
+        return True
+
     def count_successes(self) -> None:
         """Steps are no responses."""
 
-    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
+    def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """No step asks for parts."""
+        return False
+
+    def succeed(
+        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
+    ) -> None:
         """A step has its outputs."""
         self._fusion.succeeded(delivery, outputs, receipt)
 

@@ -12,7 +12,7 @@ from contracts.adapters.kafka import LOG_APPEND_TIME, Record
 from contracts.clock import Clock
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
-from contracts.messages import RequestBody, RequestHeaders
+from contracts.messages import RequestBody, RequestHeaders, SequenceStep
 from contracts.names import ModelVersion
 from workers.draining.broker_time import BrokerTime
 from workers.draining.claim import Claim
@@ -23,6 +23,9 @@ from workers.ingest.validate import Checked
 
 class Checking(Protocol):
     """Says whether a request fits."""
+
+    def check_step(self, step: SequenceStep | None) -> None:
+        """Whether it may be, or must be, a step of a sequence; raises InvalidRequest."""
 
     def check(self, body: RequestBody) -> Checked:
         """What the batcher needs; raises InvalidRequest."""
@@ -80,6 +83,7 @@ class Intake:
 
     def _accept(self, origin: Origin, headers: RequestHeaders, now: float, waited_ms: int) -> Delivery:
         self._check_model(headers)
+        self._validator.check_step(headers.sequence)
         if waited_ms >= headers.ttl_ms:
             msg = f"the time to live of {headers.ttl_ms} ms ended {waited_ms - headers.ttl_ms} ms before it was taken"
             raise DeadlineExceeded(msg)
@@ -97,6 +101,8 @@ class Intake:
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
             lane=LANES[headers.priority],
+            stream=headers.stream and headers.hop is None,
+            sequence=headers.sequence,
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:

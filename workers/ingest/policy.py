@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from contracts.specs import BatchingSpec
+from contracts.serving_specs import BatchingSpec
 from workers.ingest.buckets import Buckets, bucket_sizes
 from workers.ingest.latency import ArrivalRate, LatencyTable
 

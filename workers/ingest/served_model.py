@@ -43,7 +43,7 @@ from workers.ingest.settings import WorkerSettings
 from workers.ingest.split import Answering
 from workers.ingest.suspects import Suspects
 from workers.ingest.validate import Validator
-from workers.link import Batch
+from workers.link import Batch, Continue, Forget
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Surroundings(NamedTuple):
     courier: Courier
     broker_time: BrokerTime
     launcher: Launcher
-    send: Callable[[Batch], None]
+    send: Callable[[Batch | Continue | Forget], None]
     is_trusted: Callable[[], bool]
 
 
@@ -130,6 +130,8 @@ class Served:
         )
         knobs = KnobWatch(around.registry, model.key, model.spec.batching, batcher.configure)
         self._loops.append((f"knobs {model.key}", knobs.follow_loop))
+        if model.spec.sequences is not None:
+            self._loops.append((f"sequences {model.key}", batcher.sweep_loop))
         self._batchers.append(batcher)
         return batcher
 

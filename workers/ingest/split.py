@@ -12,7 +12,7 @@ from typing import Protocol
 
 from contracts.messages import Receipt, Status
 from contracts.tensors import BYTES, Tensor, element_offsets
-from workers.ingest.delivery import Delivery
+from workers.ingest.delivery import Delivery, Place
 
 
 class Whole:
@@ -105,11 +105,22 @@ class Answering(Protocol):
         """Where the engine says it runs."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether streams may go on."""
+        ...
+
     def count_successes(self) -> None:
         """A batch has been answered."""
 
-    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
-        """A request has its outputs, which may be views."""
+    def succeed(
+        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
+    ) -> None:
+        """A request has its outputs, which may be views; `place` says which part of a stream they are."""
+
+    def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """A stream has a part; False when it is too large to be sent."""
+        ...
 
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
         """A request has none."""

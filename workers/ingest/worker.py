@@ -41,7 +41,7 @@ from workers.ingest.launcher import Launcher
 from workers.ingest.served_model import Served, ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.warden import Warden
-from workers.link import Done, Failed, Load, ModelToLoad, Ready
+from workers.link import Done, Failed, Load, ModelToLoad, Part, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 
 log = logging.getLogger(__name__)
@@ -209,8 +209,15 @@ class Worker:
         """A batch's outputs are in its slot."""
         model = self._launcher.model_in(done.slot)
         if model is not None:
-            self._warden.finished(model, done.compute_us / 1e6)
+            self._warden.finished(model, (done.step_us or done.compute_us) / 1e6)
         self._launcher.done(done)
+
+    def engine_part(self, part: Part) -> None:
+        """A part of a stream is in its slot."""
+        model = self._launcher.model_in(part.slot)
+        if model is not None:
+            self._warden.finished(model, part.step_us / 1e6)
+        self._launcher.part(part)
 
     def engine_failed(self, failed: Failed) -> None:
         """A batch has no outputs."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contracts.specs import BatchingSpec, PaddingSpec
+from contracts.serving_specs import BatchingSpec, PaddingSpec
 from workers.ingest.buckets import Buckets, bucket_sizes
 from workers.ingest.policy import DEPTH, Cut, Engine, Hold, MissGuard, Policy, Wait, Waiting
 
