@@ -52,6 +52,7 @@ steps:
   mean: {{reduce: mean, inputs: {{row: [quick.row, slow.row]}}, require: best_effort, timeout_ms: 400}}
 outputs: {{row: mean.row}}
 """
+LATE = HURRIED.replace("name: hurried", "name: late").replace(", require: best_effort, timeout_ms: 400", "")
 PICKY = f"""
 name: picky
 {HEAD}
@@ -94,7 +95,7 @@ async def held(fleet: PipelineFleet, name: str) -> dict[int, int]:
 
 async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
     async with pipeline_fleet(tmp_path, env=QUICK_LEASES) as fleet:
-        await fleet.apply(FAN, EITHER, HURRIED, PICKY, ROWS)
+        await fleet.apply(FAN, EITHER, HURRIED, LATE, PICKY, ROWS)
         client = fleet.client
         answers = await asyncio.gather(*(client.infer("fan", {"row": row(value, high=0.25)}) for value in range(50)))
         for value, answer in enumerate(answers):
@@ -104,7 +105,7 @@ async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
         with pytest.raises(PoisonRequest, match=r"asked to raise"):
             await client.infer("fan", {"row": row(7, RAISE, at=1)})
         with pytest.raises(DeadlineExceeded):
-            await client.infer("fan", {"row": row(7, SLOW, at=1)}, ttl_seconds=1.0)
+            await client.infer("late", {"row": row(1)}, ttl_seconds=1.0)
         early = await client.infer("either", {"row": row(1)})
         assert early["row"].to_numpy()[0, 1] == 2
         assert early.parameters["missing"] == "slow"
@@ -117,7 +118,7 @@ async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
             rows = np.concatenate([np.zeros((0, 4), np.float32), *(row(value) for value in range(count))])
             answer = await client.infer("rows", {"row": rows})
             assert answer["row"].to_numpy()[:, 1].tolist() == [value + 2 for value in range(count)]
-        for name in ("fan", "either", "hurried", "picky", "rows"):
+        for name in ("fan", "either", "hurried", "late", "picky", "rows"):
             await wait_until(partial(nothing_held, fleet, name), f"{name} holds offsets", timeout=60)
 
 
