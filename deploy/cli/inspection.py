@@ -73,9 +73,9 @@ async def _inspect(settings: HeadraceSettings, name: str, step: str, last: int, 
 
 
 def _plan(state: RegistryState, name: str) -> Plan:
+    from contracts.adapters.compiled import compiled
     from contracts.names import ModelVersion
     from contracts.routing import pin
-    from producer.jobs import compiled
 
     model, version = ModelVersion.parse(name) if "@" in name else (name, None)
     key = pin(model, version, routes=state.routes, deployed=state.pipelines)
