@@ -321,12 +321,12 @@ class EmbeddedStack:
         self.processes[name].kill()
 
     def worker_pids(self, lease: str | None = None, modules: Sequence[str] = _WORKER_MODULES) -> list[int]:
-        """The processes of all workers here, or of one lease: its ingest and its engine. Needs /proc."""
+        """The processes of all workers here, or of one lease: ingest and engine, or a joiner. Needs /proc."""
         found = (stray for folder in self._run_folders.values() for stray in strays(folder, modules))
         return sorted(identity.pid for identity, name in found if lease in (None, name))
 
     def kill_worker(self, lease: str) -> list[int]:
-        """SIGKILL both processes of a worker; returns their ids."""
+        """SIGKILL all processes of a worker; returns their ids."""
         pids = self.worker_pids(lease)
         _kill_all(pids)
         return pids

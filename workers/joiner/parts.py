@@ -21,10 +21,11 @@ from contracts.names import ModelVersion
 from contracts.parts import PartHeaders, PartKind, decode_marker, decode_part_headers
 from contracts.plans import Plan
 from workers.draining.claim import Claim
+from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
-from workers.joiner.join import Fire, Mark
+from workers.joiner.join import Fire, Mark, Patience
 from workers.joiner.records import arrival_of, emissions_of, marker_record, unknown_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import JoinTable
@@ -75,12 +76,14 @@ class Parts(TopicDrain):
         tools: Tools,
         *,
         settings: JoinerGroup,
+        patience: Patience,
         may_take: Callable[[], bool],
     ) -> None:
         super().__init__(topic, reader, settings=settings, may_take=may_take)
         self._key = key
         self._counted = 0.0
         self._tools = tools
+        self._patience = patience
         self._max_bytes = settings.max_held_mib * _MIB
         self._desks: dict[Partition, Desk] = {}
         self._wake = asyncio.Event()
@@ -91,8 +94,14 @@ class Parts(TopicDrain):
         claims = []
         for partition, (begin, end) in starts.items():
             claim = Claim(partition, begin)
-            cancelled = self._tools.cancelled
-            table = JoinTable(begin, end, max_bytes=self._max_bytes, is_ready=is_ready, cancelled=cancelled)
+            table = JoinTable(
+                begin,
+                end,
+                max_bytes=self._max_bytes,
+                is_ready=is_ready,
+                cancelled=self._tools.cancelled,
+                patience=self._patience,
+            )
             self._desks[partition] = Desk(claim, table)
             claims.append(claim)
         self._wake.set()
@@ -239,7 +248,7 @@ class Parts(TopicDrain):
         desk.begin()
         self._tools.courier.send(
             job,
-            emissions_of(decision),
+            emissions_of(decision, count_spared),
             self._tools.clock.monotonic() + left,
             partial(self._fired, desk, decision),
             ran=decision.ran,

@@ -7,7 +7,7 @@ import logging
 import msgspec
 
 from contracts.adapters.kafka import Outgoing, Record
-from contracts.advance import fire
+from contracts.advance import Spared, fire
 from contracts.environment import put_failure
 from contracts.errors import InvalidRequest
 from contracts.messages import Status
@@ -64,7 +64,7 @@ def _unreadable(node: Node, source: str | int, why: str, env: Env) -> Failure:
     return failure
 
 
-def emissions_of(decision: Fire) -> list[Emission]:
+def emissions_of(decision: Fire, spared: Spared | None = None) -> list[Emission]:
     """What a join becomes."""
     match decision.why:
         case Why.CANCELLED:
@@ -73,13 +73,13 @@ def emissions_of(decision: Fire) -> list[Emission]:
             text = "the joiner has no room for another job"
             return [Answer(failure=Failure(Status.OVERLOADED, text, "", retryable=True))]
         case _:
-            return _fired(decision)
+            return _fired(decision, spared)
 
 
-def _fired(decision: Fire) -> list[Emission]:
+def _fired(decision: Fire, spared: Spared | None) -> list[Emission]:
     key = decision.key
     try:
-        return fire(decision.plan, key.join, key.branch, decision.parts)
+        return fire(decision.plan, key.join, key.branch, decision.parts, spared=spared)
     except Exception as exc:  # let through, it would leave the job without an outcome for ever
         log.exception("job %s cannot go on behind %s", key.job, key.join)
         text = f"what follows could not be found: {type(exc).__name__}"

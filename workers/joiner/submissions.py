@@ -29,6 +29,7 @@ from contracts.messages import RequestHeaders, status_of
 from contracts.names import ModelVersion
 from contracts.plans import Answer, Emission, Failure, Plan
 from workers.draining.claim import Claim
+from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
@@ -120,7 +121,7 @@ class Submissions(TopicDrain):
         plan = await self._plan(headers)
         metrics.STARTED.inc()
         try:
-            return Job.of(headers, plan), start(plan, body.inputs, body.parameters)
+            return Job.of(headers, plan), start(plan, body.inputs, body.parameters, spared=count_spared)
         except Exception as exc:
             log.exception("job %s cannot be begun", headers.id)
             msg = f"the job could not be begun: {type(exc).__name__}"

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
-from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Why
+from workers.joiner.join import PATIENCE, Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Patience, Why
 
 PART_BYTES = 512
 """What keeping a part costs beside its values."""
@@ -43,7 +43,14 @@ class JoinTable:
     """The joins of one claim on one partition. Times are Unix milliseconds by the broker's clock."""
 
     def __init__(
-        self, start: int, live_from: int, *, max_bytes: int, is_ready: IsReady, cancelled: Ids = frozenset()
+        self,
+        start: int,
+        live_from: int,
+        *,
+        max_bytes: int,
+        is_ready: IsReady,
+        cancelled: Ids = frozenset(),
+        patience: Patience = PATIENCE,
     ) -> None:
         """`start` is the first offset to read, `live_from` the log's end when the partition was claimed."""
         self._live_from = live_from
@@ -51,6 +58,7 @@ class JoinTable:
         self._max_bytes = max_bytes
         self._is_ready = is_ready
         self._cancelled = cancelled
+        self._patience = patience
         self._joins: dict[JoinKey, JoinState] = {}
         self._jobs: Counter[str] = Counter()
         self._refused: dict[str, bool] = {}  # whether the caller was told
@@ -107,7 +115,7 @@ class JoinTable:
         self._touched[key] = None
 
     def _open(self, key: JoinKey, headers: PartHeaders) -> JoinState:
-        state = self._joins[key] = JoinState(key, headers)
+        state = self._joins[key] = JoinState(key, headers, self._patience)
         self._jobs[key.job] += 1
         return state
 

@@ -31,6 +31,7 @@ from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.draining.topic import TopicDrain
+from workers.joiner.join import Patience
 from workers.joiner.parts import Parts
 from workers.joiner.plans import Plans
 from workers.joiner.settings import JoinerSettings
@@ -114,6 +115,7 @@ class Joiner:
             joins,
             tools,
             settings=settings.joiner,
+            patience=Patience(keep_ms=int((settings.lease.ttl_seconds + settings.lease.handover_seconds) * 1000)),
             may_take=lambda: self._tenure.is_trusted,
         )
         submissions = Submissions(

@@ -10,10 +10,11 @@ from contracts.messages import Hop, RequestHeaders
 from contracts.names import ModelVersion
 from contracts.parts import MarkerBody, PartHeaders, PartKind
 from contracts.plans import Branch, Node, Part, Plan
-from workers.joiner.join import CLOSE_MS, KEEP_MS, LINGER_MS, Decision, Fire, JoinKey, Mark, Source, Why
 from workers.joiner.join import Arrival as PartArrival
+from workers.joiner.join import Decision, Fire, JoinKey, Mark, Patience, Source, Why
 from workers.joiner.table import PART_BYTES, JoinTable
 
+CLOSE_MS, KEEP_MS, LINGER_MS = Patience()
 START = 1_000_000
 TTL = 10_000
 DEADLINE = START + TTL
