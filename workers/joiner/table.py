@@ -13,12 +13,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
-from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState
+from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Why
 
 PART_BYTES = 512
 """What keeping a part costs beside its values."""
@@ -32,11 +31,19 @@ class Burden(NamedTuple):
     held_bytes: int
 
 
+class Ids(Protocol):
+    """Ids of jobs."""
+
+    def __contains__(self, job: object, /) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+
 class JoinTable:
     """The joins of one claim on one partition. Times are Unix milliseconds by the broker's clock."""
 
     def __init__(
-        self, start: int, live_from: int, *, max_bytes: int, is_ready: IsReady, cancelled: Container[str] = ()
+        self, start: int, live_from: int, *, max_bytes: int, is_ready: IsReady, cancelled: Ids = frozenset()
     ) -> None:
         """`start` is the first offset to read, `live_from` the log's end when the partition was claimed."""
         self._live_from = live_from
@@ -46,13 +53,15 @@ class JoinTable:
         self._cancelled = cancelled
         self._joins: dict[JoinKey, JoinState] = {}
         self._jobs: Counter[str] = Counter()
-        self._refused: set[str] = set()
+        self._refused: dict[str, bool] = {}  # whether the caller was told
+        self._told_with: dict[str, list[JoinKey]] = {}
         self._touched: dict[JoinKey, None] = {}
         self._alarms: list[tuple[int, int, JoinKey]] = []
         self._alarmed: dict[JoinKey, int] = {}
         self._sequence = itertools.count()
         self._settled: list[int] = []
         self._bytes = 0
+        self._is_closed = False
         self.phantoms = 0
         """Joins that were opened by a part whose job was over before the part was written."""
 
@@ -79,11 +88,9 @@ class JoinTable:
         before = state.held_bytes
         state.offer(arrival._replace(size=arrival.size + PART_BYTES), plan, now_ms)
         self._bytes += state.held_bytes - before
-        if key.job in self._refused:
-            self._refuse(state, is_answered=True)
-        elif not is_known and self.is_live and self._bytes > self._max_bytes:
-            self._refused.add(key.job)
-            self._refuse(state, is_answered=False)
+        if not is_known and self.is_live and self._bytes > self._max_bytes:
+            self._refused[key.job] = False
+            state.refuse(answers=True)
         self._touched[key] = None
 
     def mark(self, offset: int, headers: PartHeaders, marker: MarkerBody, appended_ms: int) -> None:
@@ -96,7 +103,7 @@ class JoinTable:
         self._settled += state.marked(offset, marker, appended_ms)
         self._bytes += state.held_bytes - before
         if marker.is_refused:
-            self._refused.add(key.job)
+            self._refused[key.job] = True
         self._touched[key] = None
 
     def _open(self, key: JoinKey, headers: PartHeaders) -> JoinState:
@@ -104,9 +111,14 @@ class JoinTable:
         self._jobs[key.job] += 1
         return state
 
-    def _refuse(self, state: JoinState, *, is_answered: bool) -> None:
-        before = state.held_bytes
-        state.refuse(is_answered=is_answered)
+    def _refuse(self, state: JoinState) -> None:
+        """Another join of a job that was not taken in: closed without a word, once the caller has been told."""
+        job, before = state.key.job, state.held_bytes
+        state.refuse(answers=False)
+        if self._refused[job]:
+            state.refusal_answered()
+        else:
+            self._told_with.setdefault(job, []).append(state.key)
         self._bytes += state.held_bytes - before
 
     # --- what was carried out -----------------------------------------------------------------------------------------
@@ -118,6 +130,9 @@ class JoinTable:
         state.fired()
         self._bytes += state.held_bytes - before
         self._touched[fire.key] = None
+        if fire.why is Why.REFUSED:
+            self._refused[fire.key.job] = True
+            self._touched.update(dict.fromkeys(self._told_with.pop(fire.key.job, ())))
 
     def acknowledged(self, key: JoinKey, marker: MarkerBody, now_ms: int) -> None:
         """A marker of ours is acknowledged."""
@@ -126,11 +141,15 @@ class JoinTable:
             self._settled += state.acknowledged(marker, now_ms)
             self._touched[key] = None
 
-    def cancel(self, jobs: Iterable[str]) -> None:
-        """Callers have gone: their joins are fired at once."""
-        gone = set(jobs) & self._jobs.keys()
-        if gone:
+    def cancel(self) -> None:
+        """Fire at once what callers have gone from."""
+        if self._cancelled:
+            gone = {job for job in self._jobs if job in self._cancelled}
             self._touched.update((key, None) for key in self._joins if key.job in gone)
+
+    def close(self) -> None:
+        """Fire nothing more; what was fired still gets its marker."""
+        self._is_closed = True
 
     # --- what is to be done -------------------------------------------------------------------------------------------
 
@@ -153,6 +172,10 @@ class JoinTable:
         return decisions
 
     def _decide(self, state: JoinState, now_ms: int) -> Decision | None:
+        if state.is_open and self._is_closed:
+            return None
+        if state.is_open and state.key.job in self._refused:
+            self._refuse(state)
         is_cancelled = state.key.job in self._cancelled
         decision = state.decide(now_ms, self._next - 1, self._is_ready, is_cancelled=is_cancelled)
         if isinstance(decision, Forget):
@@ -175,7 +198,8 @@ class JoinTable:
         self._jobs[job] -= 1
         if not self._jobs[job]:
             del self._jobs[job]
-            self._refused.discard(job)
+            self._refused.pop(job, None)
+            self._told_with.pop(job, None)
 
     def next_ms(self) -> int | None:
         """When `due` is to be asked again if nothing happens before."""
@@ -187,11 +211,6 @@ class JoinTable:
         """The offsets that are done since this was last asked."""
         settled, self._settled = self._settled, []
         return settled
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something that was decided is not acknowledged yet; open joins do not count."""
-        return any(state.is_busy for state in self._joins.values())
 
     @property
     def burden(self) -> Burden:
