@@ -76,14 +76,18 @@ def _plan(body: str) -> Plan:
             "a → b → a",
         ),
         (
-            "steps:\n  a: {model: digits, inputs: {image: input.image}}\n"
-            "  v: {reduce: votes, inputs: {p: [a.p]}}\noutputs: {p: v.p}",
+            (
+                "steps:\n  a: {model: digits, inputs: {image: input.image}}\n"
+                "  v: {reduce: votes, inputs: {p: [a.p]}}\noutputs: {p: v.p}"
+            ),
             6,
             "no reducer 'votes'",
         ),
         (
-            "steps:\n  a: {model: digits, inputs: {image: input.image}}\n"
-            "  v:\n    reduce: mean\n    inputs: {p: [a.p, a.p]}\n    require: {quorum: 3}\noutputs: {p: v.p}",
+            (
+                "steps:\n  a: {model: digits, inputs: {image: input.image}}\n"
+                "  v:\n    reduce: mean\n    inputs: {p: [a.p, a.p]}\n    require: {quorum: 3}\noutputs: {p: v.p}"
+            ),
             6,
             "quorum of 3",
         ),
@@ -97,8 +101,11 @@ def _plan(body: str) -> Plan:
         ("steps:\n  a: {model: x, inputs: {i: row.o}}\noutputs: {p: a.o}", 5, "only inside of a map"),
         ("steps:\n  map: {model: x, inputs: {i: input.image}}\noutputs: {p: map.o}", 5, "cannot name a step"),
         (
-            "steps:\n  a: {map: {over: input.image}, steps: {a: {model: x, inputs: {i: row.image}}}, outputs: {o: a.o}}"
-            "\noutputs: {p: a.o}",
+            (
+                "steps:\n  a: {map: {over: input.image}, "
+                "steps: {a: {model: x, inputs: {i: row.image}}}, outputs: {o: a.o}}"
+                "\noutputs: {p: a.o}"
+            ),
             5,
             "name of a step around it",
         ),
@@ -119,13 +126,18 @@ def test_what_is_wrong_is_named_with_its_line(body: str, line: int, words: str) 
         ("steps:\n  a: {model: digits, inputs: {image: image}}\noutputs: {p: a.p}", 5, "write step.tensor"),
         ("steps:\n  a: {model: digits, inputs: {image: 7}}\noutputs: {p: a.p}", 5, "write step.tensor"),
         (
-            "steps:\n  a:\n    model: digits\n    inputs: {image: input.image}\n    on_error: ignore\noutputs: {p: a.p}",
+            (
+                "steps:\n  a:\n    model: digits\n    inputs: {image: input.image}\n    on_error: ignore\n"
+                "outputs: {p: a.p}"
+            ),
             8,
             "'fail' or 'skip'",
         ),
         (
-            "steps:\n  a:\n    model: d\n    inputs: {i: input.image}\n    when: {tensor: b.p, op: big, value: 1}\n"
-            "outputs: {p: a.p}",
+            (
+                "steps:\n  a:\n    model: d\n    inputs: {i: input.image}\n    when: {tensor: b.p, op: big, value: 1}\n"
+                "outputs: {p: a.p}"
+            ),
             8,
             "unknown operator 'big'",
         ),
