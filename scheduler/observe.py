@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
+from contracts.adapters.compiled import compiled
 from contracts.adapters.leases import Leases
-from contracts.adapters.pipelines import compiled
 from contracts.adapters.registry import RegisteredPipeline, Registry, RegistryState
 from contracts.errors import HeadraceError
 from contracts.names import ModelVersion

@@ -50,6 +50,12 @@ def registrations(
     fleet: FleetFile, state: RegistryState, *, prune: bool = False, replace: bool = False
 ) -> dict[ModelVersion, RegisteredPipeline]:
     """What is to be registered. Raises ConfigurationError with the lines of everything that is wrong."""
+    models = {model.key.model for model in fleet.models} | {key.model for key in state.models}
+    for one in fleet.pipelines:
+        if one.spec.name in models:
+            line = one.lines.at(("name",)) or 1
+            msg = f"{one.source}:{line}: a model has the name {one.spec.name}, too: rename the pipeline"
+            raise ConfigurationError(msg)
     after = _World(fleet, state, prune=prune)
     return {one.spec.key: _registration(one, after, state, replace=replace) for one in fleet.pipelines}
 

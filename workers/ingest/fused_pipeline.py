@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from contracts.adapters.pipelines import compiled
+from contracts.adapters.compiled import compiled
 from contracts.adapters.registry import RegisteredModel, RegistryState
 from contracts.errors import ConfigurationError, ModelLoadError, ModelNotFound
 from contracts.messages import RequestBody, RequestHeaders

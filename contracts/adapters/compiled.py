@@ -1,4 +1,4 @@
-"""A registered pipeline's plan, under the routes and models of one revision of the registry."""
+"""A registered pipeline, compiled under what else is registered: for clients, and for joiners that get a bare job."""
 
 from __future__ import annotations
 
