@@ -258,27 +258,22 @@ class DeploymentSpec(Spec):
     @classmethod
     def _named_after_the_first(cls, value: object) -> object:
         """A deployment of several models has the name of the first; one of a single model has no list."""
-        if not isinstance(value, dict):
+        models = value.get("models") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(models, list | tuple) or not models:
             return value
-        models = value.get("models")
-        if not isinstance(models, list | tuple) or not models or not isinstance(models[0], str):
-            return value
-        try:
-            first = ModelVersion.parse(models[0])
-        except ConfigurationError as exc:
-            raise ValueError(str(exc)) from exc
+        first = ModelVersion.parse(_model_key(str(models[0])))
         if value.get("model", first.model) != first.model or value.get("version", first.version) != first.version:
             msg = "give either model and version, or models"
             raise ValueError(msg)
         return {**value, "model": first.model, "version": first.version, "models": models if len(models) > 1 else ()}
 
-    @model_validator(mode="after")
-    def _each_once(self) -> DeploymentSpec:
-        twice = [name for name, count in Counter(self.models).items() if count > 1]
-        if twice:
-            msg = f"{twice[0]} stands twice in models"
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            msg = f"{Counter(value).most_common(1)[0][0]} stands twice in models"
             raise ValueError(msg)
-        return self
+        return value
 
     @property
     def key(self) -> ModelVersion:

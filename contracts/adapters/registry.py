@@ -154,6 +154,11 @@ class Registry:
         """Forget a pipeline's version; False when it was not there."""
         return await self._change("pipelines", {str(key): ""})
 
+    async def ceilings(self, key: ModelVersion) -> dict[str, int]:
+        """Rows that workers found their memory good for, by lease; those of leases that ended may be among them."""
+        found = await self._redis.command("HGETALL", keys.ceilings(self._redis.prefix, self._pool, key))
+        return {lease: int(rows) for lease, rows in pairs(found).items()}
+
     async def put_deployment(self, spec: DeploymentSpec) -> bool:
         """Deploy a model version or change how; False when nothing changed."""
         return await self._change("deployments", {str(spec.key): spec.model_dump_json()})

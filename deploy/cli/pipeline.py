@@ -137,7 +137,7 @@ def registered(which: str, state: RegistryState) -> Picture:
 
     def pinned(name: str, version: int | None, label: str | None) -> ModelVersion:
         number = labelled(name, label, state.routes) if label else version
-        return pin(name, number, routes=state.routes, deployed=state.deployments)
+        return pin(name, number, routes=state.routes, deployed=state.served)
 
     plan = compile_plan(
         specs[wanted[-1]],

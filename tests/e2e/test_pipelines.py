@@ -8,16 +8,27 @@ from pathlib import Path
 import pytest
 
 from contracts import topics
+from contracts.adapters.compiled import compiled
 from contracts.adapters.kafka import Admin, Partition, Reader, Record
+from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.codec import decode_headers
 from contracts.errors import DeadlineExceeded, Overloaded, PoisonRequest
 from contracts.messages import Status
+from contracts.names import ModelVersion
 from contracts.plans import child_id
-from contracts.settings import KafkaSettings
-from tests.e2e.pipeline_kit import CHAIN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
+from contracts.settings import HeadraceSettings, KafkaSettings, RedisSettings
+from deploy.cli.history import scan
+from deploy.cli.inspection import describe as inspected
+from deploy.cli.timeline import describe, lines_of
+from tests.e2e.pipeline_kit import CHAIN, FAN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
 
 pytestmark = pytest.mark.timeout(120)
 
+QUICK = {
+    "HEADRACE_LEASE__TTL_SECONDS": "4",
+    "HEADRACE_LEASE__RENEW_SECONDS": "1",
+    "HEADRACE_LEASE__MARGIN_SECONDS": "1",
+}
 RESCUED = """
 name: rescued
 version: 1
@@ -137,14 +148,53 @@ async def rollout(fleet: PipelineFleet) -> None:
     assert len(plans) == 1
 
 
-async def test_jobs_survive_the_death_of_workers(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path) as fleet:
-        await fleet.apply(CHAIN)
-        jobs = [await fleet.client.submit("chain", {"row": row(value)}, ttl_seconds=60) for value in range(300)]
-        for version in (1, 2, 3):
-            owners = (await fleet.leases.state()).topics[topics.requests("headrace", "relay", version)].own
+async def test_jobs_of_both_shapes_survive_the_death_of_workers_joiners_and_the_scheduler(tmp_path: Path) -> None:
+    async with pipeline_fleet(tmp_path, env=QUICK) as fleet:
+        await fleet.apply(CHAIN, FAN)
+        jobs = [
+            await fleet.client.submit(name, {"row": row(value)}, ttl_seconds=60)
+            for value in range(200)
+            for name in ("chain", "fan")
+        ]
+        for model, version in (("relay", 2), ("fan", 1), ("relay", 1)):
+            owners = (await fleet.leases.state()).topics[topics.requests("headrace", model, version)].own
             fleet.stack.kill_worker(owners[0][0])
             await asyncio.sleep(0.3)
+        fleet.stack.kill("scheduler")
         answers = [await job.result() for job in jobs]
-        assert [answer["row"].to_numpy()[0, 1] for answer in answers] == [value + 3 for value in range(300)]
-        assert await check_history(fleet) >= 900
+        assert [answer["row"].to_numpy()[0, 1] for answer in answers[::2]] == [value + 3 for value in range(200)]
+        assert [answer["head"].to_numpy()[0, 1] for answer in answers[1::2]] == [value + 1 for value in range(200)]
+        assert await check_history(fleet) >= 200 * 8
+
+
+async def test_a_job_is_traced_and_its_steps_are_inspected(tmp_path: Path) -> None:
+    async with pipeline_fleet(tmp_path) as fleet:
+        await fleet.apply(FAN)
+        answer = await fleet.client.infer("fan", {"row": row(4)})
+        settings = HeadraceSettings(
+            kafka=KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap), redis=RedisSettings(url=fleet.stack.redis_url)
+        )
+        found = await scan(
+            settings.kafka,
+            lambda topic: topic.startswith("headrace."),
+            lambda _, headers: answer.id.encode() in (headers.get("job"), headers.get("id")),
+            since_ms=0,
+        )
+        timeline = describe(answer.id, lines_of(found.records, "headrace"))
+        assert (timeline["pipeline"], timeline["status"]) == ("fan@1", "OK")
+        steps = {step["step"]: step for step in timeline["steps"]}
+        assert steps.keys() == {"head", "a", "b", "c", "d"}
+        assert all(step["computed_ms"] > 0 and step["worker"] and step["batch_rows"] == 1 for step in steps.values())
+        assert len([event for event in timeline["events"] if event["kind"] == "part"]) == 4
+
+        plan = compiled(*(await registered(fleet, ModelVersion("fan", 1))))
+        (shown,) = inspected(found.records, "head", plan, 5)
+        assert shown["inputs"]["row"]["data"] == [0, 4, 0.5, 0]
+        assert shown["outputs"]["row"]["data"] == [0, 5, 0.5, -1]
+        parts = inspected(found.records, "vote", plan, 5)
+        assert {part["what"] for part in parts} == {f"value from {step}" for step in "abcd"}
+
+
+async def registered(fleet: PipelineFleet, key: ModelVersion) -> tuple[RegisteredPipeline, RegistryState]:
+    state = await fleet.registry.snapshot()
+    return state.pipelines[key], state

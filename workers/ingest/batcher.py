@@ -100,7 +100,7 @@ class Batcher:
         self._policy.configure(knobs)
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
-        self._largest = self._policy.buckets.top
+        self._largest = int(min(self._policy.buckets.top, self._policy.ceiling))
         self.look()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
@@ -335,8 +335,11 @@ class Batcher:
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
-        deliveries = self._in_flight.pop(failed.slot).open
+        flight = self._in_flight.pop(failed.slot)
+        deliveries, rows = flight.open, flight.rows
         self._launcher.release(failed.slot)
+        if failed.kind == "memory" and rows > 1:
+            self._learn_ceiling(rows)
         if not deliveries or not self._is_trusted():
             self._forget(deliveries)
         elif len(deliveries) > 1:
@@ -347,6 +350,8 @@ class Batcher:
         elif failed.kind == "output":
             self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
             self._settle(deliveries[0])
+        elif self._can_split(deliveries[0]):
+            self.queue.put_groups(isolate.singles(split(deliveries[0], self._largest)))
         elif deliveries[0].memory_failures == 0:
             deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
             self.queue.put_groups([deliveries])
@@ -354,6 +359,20 @@ class Batcher:
             self._responder.retry(deliveries[0], "memory", failed.message)
             self._settle(deliveries[0])
         self.pump()
+
+    def _learn_ceiling(self, rows: int) -> None:
+        """Cut no batch as large as one that the device had no memory for."""
+        model = str(self._spec.key)
+        metrics.OUT_OF_MEMORY.labels(model).inc()
+        if self._policy.out_of_memory(rows):
+            self._largest = least = int(min(self._policy.buckets.top, self._policy.ceiling))
+            metrics.MEMORY_ROWS.labels(model).set(least)
+            self._suspects.journal.ceiling(self._spec.key, least)
+            log.warning("%s: no memory for a batch of %d rows; from now on at most %d", model, rows, least)
+
+    def _can_split(self, delivery: Delivery) -> bool:
+        """Whether a request that is too large for the device may be run in parts: not one whose rows are a sequence."""
+        return delivery.rows > self._largest and delivery.whole is None and not self._spec.batching.padding.offsets
 
     def _settle(self, delivery: Delivery) -> None:
         self._suspects.settled(delivery)

@@ -227,3 +227,15 @@ def test_the_usual_buckets() -> None:
     assert bucket_sizes(128) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
     assert bucket_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert bucket_sizes(64, (8, 32)) == (8, 32)
+
+
+def test_a_batch_that_found_no_memory_is_halved_for_good_and_only_smaller_ones_lower_it_again() -> None:
+    policy = Policy(BatchingSpec(max_batch_size=64))
+    assert policy.cap == 64
+    assert policy.out_of_memory(48)
+    assert policy.cap == 24
+    assert not policy.out_of_memory(64)
+    policy.configure(BatchingSpec(max_batch_size=32))
+    assert policy.cap == 24
+    assert policy.out_of_memory(2)
+    assert policy.cap == 1
