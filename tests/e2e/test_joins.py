@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from contracts import topics
-from contracts.adapters.kafka import Partition, Reader
+from contracts.adapters.kafka import Partition, Producer, Reader
 from contracts.adapters.registry import RegisteredPipeline
+from contracts.codec import decode_response, encode_headers, encode_request
 from contracts.errors import DeadlineExceeded, PoisonRequest
-from contracts.messages import Status
+from contracts.messages import ReplyAddress, RequestHeaders, Response, Status
 from contracts.settings import KafkaSettings
+from contracts.tensors import Tensor
 from tests.e2e.pipeline_kit import FAN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
 from tests.helpers import wait_until
 
@@ -52,6 +54,7 @@ steps:
   mean: {{reduce: mean, inputs: {{row: [quick.row, slow.row]}}, require: best_effort, timeout_ms: 400}}
 outputs: {{row: mean.row}}
 """
+LATE = HURRIED.replace("name: hurried", "name: late").replace(", require: best_effort, timeout_ms: 400", "")
 PICKY = f"""
 name: picky
 {HEAD}
@@ -94,7 +97,7 @@ async def held(fleet: PipelineFleet, name: str) -> dict[int, int]:
 
 async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
     async with pipeline_fleet(tmp_path, env=QUICK_LEASES) as fleet:
-        await fleet.apply(FAN, EITHER, HURRIED, PICKY, ROWS)
+        await fleet.apply(FAN, EITHER, HURRIED, LATE, PICKY, ROWS)
         client = fleet.client
         answers = await asyncio.gather(*(client.infer("fan", {"row": row(value, high=0.25)}) for value in range(50)))
         for value, answer in enumerate(answers):
@@ -104,7 +107,7 @@ async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
         with pytest.raises(PoisonRequest, match=r"asked to raise"):
             await client.infer("fan", {"row": row(7, RAISE, at=1)})
         with pytest.raises(DeadlineExceeded):
-            await client.infer("fan", {"row": row(7, SLOW, at=1)}, ttl_seconds=1.0)
+            await client.infer("late", {"row": row(1)}, ttl_seconds=1.0)
         early = await client.infer("either", {"row": row(1)})
         assert early["row"].to_numpy()[0, 1] == 2
         assert early.parameters["missing"] == "slow"
@@ -113,12 +116,40 @@ async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
         assert hurried.receipt.total_us < 1_400_000
         picky = [await client.infer("picky", {"row": row(value)}) for value in (1, 101)]
         assert [answer["row"].rows for answer in picky] == [1, 2]
+        await bare_submission(fleet)
         for count in (0, 1, 400):
             rows = np.concatenate([np.zeros((0, 4), np.float32), *(row(value) for value in range(count))])
             answer = await client.infer("rows", {"row": rows})
             assert answer["row"].to_numpy()[:, 1].tolist() == [value + 2 for value in range(count)]
-        for name in ("fan", "either", "hurried", "picky", "rows"):
+        for name in ("fan", "either", "hurried", "late", "picky", "rows"):
             await wait_until(partial(nothing_held, fleet, name), f"{name} holds offsets", timeout=60)
+
+
+async def bare_submission(fleet: PipelineFleet) -> None:
+    """A client that knows nothing of plans sends a request like any other; the joiner compiles."""
+    settings = KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap)
+    producer, reader = Producer(settings), Reader(settings)
+    await asyncio.gather(producer.open(), reader.open())
+    try:
+        inbox = Partition(topics.replies("headrace", "pipes"), 0)
+        reader.assign([inbox])
+        reader.begin(inbox, (await reader.bounds([inbox]))[inbox][1])
+        headers = RequestHeaders("bare-job", ReplyAddress(inbox.topic, 0, "nobody"), 20_000)
+        record = encode_request([Tensor.from_numpy("row", row(5))]), encode_headers(headers)
+        await producer.publish_many(topics.requests("headrace", "fan", 1), 0, [record], timeout_seconds=10)
+        found: list[Response] = []
+
+        async def answered() -> bool:
+            for records in (await reader.poll(timeout_ms=100)).values():
+                found.extend(decode_response(each.headers, each.value)[0] for each in records)
+            return any(response.id == "bare-job" for response in found)
+
+        await wait_until(answered, "the bare job has no answer")
+        (answer,) = [response for response in found if response.id == "bare-job"]
+        assert answer.status is Status.OK
+        assert answer["head"].to_numpy()[0, 1] == 6
+    finally:
+        await asyncio.gather(producer.close(), reader.close())
 
 
 async def nothing_held(fleet: PipelineFleet, name: str) -> bool:

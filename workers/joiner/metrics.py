@@ -6,7 +6,7 @@ from contracts import telemetry
 
 FIRED = telemetry.counter("joins_fired", "Joins that were fired, by the reason.", "reason")
 PHANTOMS = telemetry.counter(
-    "join_phantoms", "Joins opened by a part that was written after its job was over: a branch that ran once more."
+    "join_phantom", "Joins opened by a part that was written after its job was over: a branch that ran once more."
 )
 UNKNOWN = telemetry.counter("join_unusable_records", "Records on a pipeline's topics that belong to no job.")
 OPEN = telemetry.gauge("joins_open", "Joins that wait for parts.", "partition")
