@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from contracts.errors import ConfigurationError
@@ -18,6 +17,7 @@ from contracts.names import MAX_VERSION, ModelVersion, check_model_name
 from contracts.serving_specs import BatchingSpec, SequencesSpec, Spec
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
+from contracts.yaml_lines import load
 
 
 def _model_name(value: str) -> str:
@@ -307,7 +307,7 @@ class FleetSpec(Spec):
     deployments: tuple[DeploymentSpec, ...] = ()
     routes: dict[ModelName, RouteSpec] = {}  # noqa: RUF012 - pydantic copies defaults
     pipelines: tuple[dict[str, Any] | str, ...] = ()
-    """Pipelines, or files beside this one with a pipeline each; `contracts.pipelines` reads them."""
+    """Pipelines, or files with one each; `contracts.pipelines` reads them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:
@@ -339,11 +339,7 @@ def parse_fleet(text: str, source: str) -> FleetSpec:
 
 
 def _parse(kind: type[_S], text: str, source: str) -> _S:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        msg = f"{source} is not valid YAML: {exc}"
-        raise ConfigurationError(msg) from exc
+    content, _ = load(text, source)
     if not isinstance(content, dict):
         msg = f"{source} must be a mapping with the fields of a {kind.__name__}"
         raise ConfigurationError(msg)

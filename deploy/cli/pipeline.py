@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contracts.errors import ConfigurationError
+from deploy.cli import inspection
 from deploy.cli.options import AsJson, Data
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deploy.graph.picture import Picture
 
 pipeline = typer.Typer(help="Look at pipelines.", no_args_is_help=True)
+pipeline.command("inspect")(inspection.inspect)
 
 
 @pipeline.command("graph")

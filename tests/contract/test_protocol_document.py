@@ -65,7 +65,16 @@ def test_every_request_header_is_in_its_table() -> None:
 
 
 def test_every_key_of_a_request_body_is_in_its_table() -> None:
-    assert table_words("Request", "key") == list(messages.RequestBody.__struct_fields__)
+    words = table_words("Request", "key") + table_words("Pipelines", "key")
+    assert words == list(messages.RequestBody.__struct_fields__)
+
+
+def test_every_header_of_a_step_is_in_its_table() -> None:
+    hop = messages.Hop("job", "0" * 32, "p@1", "step", (1,), 5)
+    plain, step = RequestHeaders("id", None), RequestHeaders("id", None, hop=hop)
+    known = {key for key, _ in codec.encode_headers(plain)}
+    added = {key for key, _ in codec.encode_headers(step)} - known
+    assert set(table_words("Pipelines", "header")) == added
 
 
 def test_every_response_header_is_in_its_table() -> None:

@@ -184,7 +184,7 @@ async def test_a_job_is_traced_and_its_steps_are_inspected(tmp_path: Path) -> No
         assert (timeline["pipeline"], timeline["status"]) == ("fan@1", "OK")
         steps = {step["step"]: step for step in timeline["steps"]}
         assert steps.keys() == {"head", "a", "b", "c", "d"}
-        assert all(step["computed_ms"] > 0 and step["worker"] and step["batch_rows"] == 1 for step in steps.values())
+        assert all(step["computed_ms"] > 0 and step["worker"] and step["batch_rows"] >= 1 for step in steps.values())
         assert len([event for event in timeline["events"] if event["kind"] == "part"]) == 4
 
         plan = compiled(*(await registered(fleet, ModelVersion("fan", 1))))
