@@ -22,7 +22,8 @@ class Crew(Struct, frozen=True, kw_only=True):
     """The workers of one deployment. Everything is in a fixed order, so that equal states give equal plans."""
 
     deployment: str
-    topic: str
+    topics: tuple[str, ...]
+    """What its workers drain: a model's requests; a pipeline's submissions and its parts."""
     wanted: int
     starting: tuple[Lease, ...] = ()
     """Reserved, to stay."""
@@ -41,9 +42,11 @@ class Crew(Struct, frozen=True, kw_only=True):
 
 def muster(snapshot: Snapshot, deployment: str, wanted: int, leases: Sequence[Lease], now: int) -> Crew:
     """Look over the leases of a deployment."""
-    topic = snapshot.topic_of(deployment)
-    known = snapshot.pool.topics.get(topic)
-    load = Counter(known.want.values()) if known else Counter[str]()
+    topics = snapshot.topics_of(deployment)
+    load: Counter[str] = Counter()
+    for topic in topics:
+        known = snapshot.pool.topics.get(topic)
+        load.update(known.want.values() if known else ())
     ranked = sorted(
         (lease for lease in leases if lease.state in ("reserved", "active")),
         key=lambda lease: (lease.state != "active", -load[lease.id], lease.token, lease.id),
@@ -61,7 +64,7 @@ def muster(snapshot: Snapshot, deployment: str, wanted: int, leases: Sequence[Le
     keepers += patient[: max(0, wanted - len(keepers))]
     return Crew(
         deployment=deployment,
-        topic=topic,
+        topics=topics,
         wanted=wanted,
         starting=tuple(lease for lease in staying if lease.state == "reserved"),
         serving=tuple(serving),

@@ -101,13 +101,20 @@ async def look(leases: Leases, registry: Registry, *, prefix: str, limits: Limit
     observer = Observer(leases, registry, prefix=prefix, limits=limits or Limits())
     await observer.follow(0)
     demand = await observer.demand()
-    return await observer.observe(
-        {topics.requests(prefix, one.spec.model, one.spec.version): one.spec.partitions for one in demand.values()}
-    )
+    declared = {
+        topics.requests(prefix, one.spec.model, one.spec.version): one.spec.partitions for one in demand.values()
+    }
+    declared |= {
+        topics.joins(prefix, one.spec.model, one.spec.version): one.joins for one in demand.values() if one.joins
+    }
+    return await observer.observe(declared)
 
 
 def _merge(known: RegistryState, demands: Mapping[ModelVersion, Demand]) -> dict[str, Wanted]:
-    return {
-        str(key): Wanted(spec, demands.get(key, Demand()), is_registered=key in known.models)
-        for key, spec in known.deployments.items()
-    }
+    found = {}
+    for key, spec in known.deployments.items():
+        pipeline = known.pipelines.get(key)
+        joins = pipeline.joins if pipeline is not None else 0
+        is_registered = pipeline is not None or key in known.models
+        found[str(key)] = Wanted(spec, demands.get(key, Demand()), is_registered=is_registered, joins=joins)
+    return found

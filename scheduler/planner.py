@@ -8,7 +8,7 @@ something. Equal snapshots give equal plans, and a leader that takes over contin
 For each deployment, in this order:
 
 1. `crew.muster` says who stays and who leaves, and who gets the partitions meanwhile (make before break).
-2. `shares.divide` spreads the partitions of its topic over those, with the fewest moves: `Want`.
+2. `shares.divide` spreads the partitions of each of its topics over those, with the fewest moves: `Want`.
 3. An owner that did not let go within the handover limit loses the partition: `Evict`.
 4. Who leaves and holds nothing any more finishes: `Drain`.
 
@@ -54,7 +54,7 @@ def muster_all(snapshot: Snapshot, demand: Demands, now: int) -> list[Crew]:
     leases: dict[str, list[Lease]] = defaultdict(list)
     for lease in snapshot.pool.leases.values():
         leases[lease.deployment].append(lease)
-    drained_here = (topics.parse_requests(snapshot.prefix, topic) for topic in snapshot.pool.topics)
+    drained_here = (topics.deployment_of(snapshot.prefix, topic) for topic in snapshot.pool.topics)
     names = {*demand, *filter(is_deployment, leases), *(str(key) for key in drained_here if key is not None)}
     wanted = {name: demand[name].workers if name in demand else 0 for name in names}
     return [muster(snapshot, name, wanted[name], leases.get(name, []), now) for name in sorted(names)]
@@ -62,22 +62,24 @@ def muster_all(snapshot: Snapshot, demand: Demands, now: int) -> list[Crew]:
 
 def _hand_over(snapshot: Snapshot, crew: Crew, now: int) -> Iterator[Action]:
     """Want, Evict and Drain of one deployment."""
-    known = snapshot.pool.topics.get(crew.topic) or TopicAssignments(topic=crew.topic)
-    changes = _changed_wants(known, crew, snapshot.partitions_of(crew.topic))
-    if changes:
-        yield Want(crew.topic, changes)
-    want = {**known.want, **changes}
-    evicted = tuple(
-        partition
-        for partition in known.overdue(now, snapshot.limits.handover_ms)
-        if known.own[partition][0] != want.get(partition)
-    )
-    if evicted:
-        yield Evict(crew.topic, evicted)
-    owners = {owner for partition, (owner, _) in known.own.items() if partition not in evicted}
-    wanted_of = set(want.values())
+    busy: set[str | None] = set()
+    for topic in crew.topics:
+        known = snapshot.pool.topics.get(topic) or TopicAssignments(topic=topic)
+        changes = _changed_wants(known, crew, snapshot.partitions_of(topic))
+        if changes:
+            yield Want(topic, changes)
+        want = {**known.want, **changes}
+        evicted = tuple(
+            partition
+            for partition in known.overdue(now, snapshot.limits.handover_ms)
+            if known.own[partition][0] != want.get(partition)
+        )
+        if evicted:
+            yield Evict(topic, evicted)
+        busy |= {owner for partition, (owner, _) in known.own.items() if partition not in evicted}
+        busy |= set(want.values())
     for lease in crew.leaving:
-        if lease.state == "reserved" or (lease.id not in owners and lease.id not in wanted_of):
+        if lease.state == "reserved" or lease.id not in busy:
             yield Drain(lease.id, crew.deployment, _why_leaving(snapshot, crew, lease))
 
 
@@ -161,7 +163,7 @@ def _commit(board: Board, wanted: Wanted, ask: Ask, nodes: Mapping[str, int], le
     return Commit(
         lease=lease_id,
         deployment=str(spec.key),
-        models=(str(spec.key),),
+        models=() if wanted.joins else (str(spec.key),),
         tenant=spec.tenant,
         node=device.node,
         mode=mode,

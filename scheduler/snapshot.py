@@ -33,6 +33,8 @@ class Wanted(Struct, frozen=True):
     demand: Demand = Demand()
     is_registered: bool = True
     """Whether the registry knows the model version; without it no worker could load anything."""
+    joins: int = 0
+    """Of a pipeline: how many partitions its joins topic has. Its workers hold no model and need no engine."""
 
     @property
     def workers(self) -> int:
@@ -56,7 +58,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     pool: PoolState
     prefix: str = topics.DEFAULT_PREFIX
     partitions: Mapping[str, int] = field(default_factory=dict)
-    """Request topics that exist, with their partitions."""
+    """Topics that exist, with their partitions."""
     backoff: Mapping[str, Backoff] = field(default_factory=dict)
     draining_since: Mapping[str, int] = field(default_factory=dict)
     """Nodes that an operator drains, with the time (unix ms) since when."""
@@ -64,10 +66,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     salt: str = ""
     """Keeps the lease ids of two pools apart that share a machine."""
 
-    def topic_of(self, deployment: str) -> str:
-        """The request topic of a deployment."""
+    def topics_of(self, deployment: str) -> tuple[str, ...]:
+        """The topics of a deployment that are drained: its requests, and the parts of a pipeline's jobs."""
         key = ModelVersion.parse(deployment)
-        return topics.requests(self.prefix, key.model, key.version)
+        requests = topics.requests(self.prefix, key.model, key.version)
+        joins = topics.joins(self.prefix, key.model, key.version)
+        return (requests, joins) if joins in self.partitions or joins in self.pool.topics else (requests,)
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions of a topic can be given out.

@@ -45,6 +45,10 @@ def topics_of(demand: Demands, prefix: str) -> dict[str, TopicPlan]:
         found[topics.retry(prefix, spec.model, spec.version)] = TopicPlan(
             len(DELAYS_SECONDS), {"retention.ms": str(spec.topic.retention_ms)}
         )
+        if wanted.joins:
+            found[topics.joins(prefix, spec.model, spec.version)] = TopicPlan(
+                wanted.joins, {"retention.ms": str(spec.topic.retention_ms)}
+            )
         found[topics.dead(prefix, spec.model)] = TopicPlan(1, {"retention.ms": str(DEAD_RETENTION_MS)})
     return found
 

@@ -34,9 +34,9 @@ def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | No
         key=lambda lease: lease.token,
     )
     wanted = demand.get(crew.deployment)
-    waiting = unowned(snapshot, crew)
     return {
         "name": crew.deployment,
+        "kind": "pipeline" if len(crew.topics) > 1 else "model",
         "is_deployed": wanted is not None,
         "wanted": crew.wanted,
         "by_hand": wanted is not None and wanted.demand.manual is not None,
@@ -47,11 +47,18 @@ def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | No
         "draining": len([lease for lease in leases if lease.state == "draining"]),
         "ending": len([lease for lease in leases if lease.state == "quarantine"]),
         "waiting": None if wait is None else _waiting(snapshot, demand, wait),
-        "topic": crew.topic,
-        "partitions": snapshot.partitions_of(crew.topic),
-        "unowned": list(waiting),
-        "unowned_reason": why_unowned(snapshot, crew, waiting),
+        **_topic(snapshot, crew, crew.topics[0]),
+        "joins": _topic(snapshot, crew, crew.topics[1]) if len(crew.topics) > 1 else None,
+        "unowned_reason": why_unowned(snapshot, crew),
         "workers": [_worker(snapshot, crew, lease) for lease in leases],
+    }
+
+
+def _topic(snapshot: Snapshot, crew: Crew, topic: str) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "partitions": snapshot.partitions_of(topic),
+        "unowned": list(unowned(snapshot, crew, topic)),
     }
 
 
@@ -66,18 +73,19 @@ def _waiting(snapshot: Snapshot, demand: Demands, wait: Wait) -> dict[str, Any]:
 
 
 def _worker(snapshot: Snapshot, crew: Crew, lease: Lease) -> dict[str, Any]:
-    known = snapshot.pool.topics.get(crew.topic)
-    owned = known.owned_by(lease.id) if known else ()
-    wanted = known.wanted_by(lease.id) if known else ()
+    topics = [snapshot.pool.topics.get(topic) for topic in crew.topics]
+    owned = [known.owned_by(lease.id) if known else () for known in topics]
+    wanted = sum(len(known.wanted_by(lease.id)) for known in topics if known)
     now = snapshot.pool.now_unix_ms
     return {
         "lease": lease.id,
         "state": lease.state,
         "node": lease.node,
         "devices": [share.device for share in lease.shares],
-        "partitions": ranges(owned),
-        "owned": len(owned),
-        "wanted": len(wanted),
+        "partitions": ranges(owned[0]),
+        "joins": ranges(owned[1]) if len(owned) > 1 else None,
+        "owned": sum(map(len, owned)),
+        "wanted": wanted,
         "age_seconds": max(0, now - lease.created_unix_ms) / 1000,
         "expires_seconds": max(0, lease.expires_unix_ms - now) / 1000 if lease.is_live else None,
         "reason": lease.reason,

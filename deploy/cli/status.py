@@ -134,6 +134,8 @@ def _state(known: View) -> str:
 
 def _worker(deployment: str, known: View) -> tuple[object, ...]:
     where = known["partitions"] or ("none" if known["state"] == "active" else "")
+    if known.get("joins"):
+        where = f"{where}; joins {known['joins']}"
     state = _words.get(known["state"], known["state"])
     state = f"{state}: {known['reason']}" if known["reason"] else state
     devices = ", ".join(known["devices"])

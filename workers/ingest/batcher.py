@@ -18,16 +18,16 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from contracts.messages import Receipt, Status
 from contracts.specs import BatchingSpec, ModelSpec
+from workers.draining.publisher import Publisher
+from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
 from workers.ingest.layout import Layout
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
-from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.suspects import Suspects
-from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed
 from workers.slots import SlotFile, SlotPool
 

@@ -9,7 +9,7 @@ from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress
 from contracts.tensors import Tensor
-from workers.ingest.claim import Claim
+from workers.draining.claim import Claim
 
 if TYPE_CHECKING:
     from workers.ingest.split import Whole

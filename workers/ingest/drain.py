@@ -22,12 +22,13 @@ from contracts.adapters.kafka import (
 )
 from contracts.clock import Clock
 from contracts.errors import TransportError
+from workers.draining import metrics as draining
+from workers.draining.claim import Claim
+from workers.draining.offsets import Arrival
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
-from workers.ingest.claim import Claim
 from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
-from workers.ingest.offsets import Arrival
 from workers.ingest.settings import WorkerGroup
 from workers.ingest.suspects import Suspects
 
@@ -110,7 +111,7 @@ class Drain:
         if any(partition.partition == 0 for partition in starts):
             self._forwarder.take()
         self._claimed.set()
-        metrics.PARTITIONS.set(len(self._claims))
+        draining.PARTITIONS.set(len(self._claims))
 
     async def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """Where to begin: the committed offset if the log still has it, else the log's start; and the log's end."""
@@ -120,7 +121,7 @@ class Drain:
         for partition in partitions:
             (first, end), at = bounds[partition], committed[partition]
             if at is not None and at < first:
-                metrics.LOST_TO_RETENTION.inc(first - at)
+                draining.LOST_TO_RETENTION.inc(first - at)
                 log.error("%s/%d: retention removed %d unanswered records", *partition, first - at)
             elif at is not None and at > end:
                 log.error(
@@ -156,7 +157,7 @@ class Drain:
             self._note_progress(claim)  # it was not what ended us
         for partition in giving:
             self._claims.pop(partition, None)
-        metrics.PARTITIONS.set(len(self._claims))
+        draining.PARTITIONS.set(len(self._claims))
         return frozenset(partition.partition for partition in giving)
 
     def _silence(self, claims: set[Claim]) -> None:
@@ -242,7 +243,7 @@ class Drain:
             self._reader.seek(claim.partition, claim.tracker.expected)
         for claim in claims:
             while not self._quiet and not claim.giving and not await self._is_readable(claim):
-                metrics.UNREADABLE.inc()
+                draining.UNREADABLE.inc()
                 log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
                 self._reader.seek(claim.partition, claim.tracker.expected)
 
@@ -273,7 +274,7 @@ class Drain:
                     put(delivery)
             elif arrival is Arrival.GAP:
                 log.warning("%s/%d: offset %d after %d", *claim.partition, record.offset, tracker.expected)
-                metrics.OFFSET_GAPS.inc()
+                draining.OFFSET_GAPS.inc()
                 self._reader.seek(claim.partition, tracker.expected)
                 return
 
@@ -308,14 +309,14 @@ class Drain:
             try:
                 await self._reader.commit(offsets, timeout_seconds=seconds)
             except GroupHasMembers:
-                metrics.COMMITS.labels("group_has_members").inc()
+                draining.COMMITS.labels("group_has_members").inc()
                 log.error("%s: somebody joined the commit group; work goes on uncommitted", self.topic)  # noqa: TRY400
                 return False
             except TransportError as exc:
-                metrics.COMMITS.labels("unknown").inc()
+                draining.COMMITS.labels("unknown").inc()
                 log.warning("%s: commit not confirmed%s: %s", self.topic, " at handover" if final else "", exc)
                 return False
-            metrics.COMMITS.labels("ok").inc()
+            draining.COMMITS.labels("ok").inc()
             for partition, offset in offsets.items():
                 claim = self._claims.get(partition)
                 if claim is not None:

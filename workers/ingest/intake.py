@@ -11,8 +11,8 @@ from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
 from contracts.messages import RequestHeaders
 from contracts.names import ModelVersion
-from workers.ingest.broker_time import BrokerTime
-from workers.ingest.claim import Claim
+from workers.draining.broker_time import BrokerTime
+from workers.draining.claim import Claim
 from workers.ingest.delivery import LANES, Delivery, Origin
 from workers.ingest.responder import Responder
 from workers.ingest.validate import Validator

@@ -23,11 +23,3 @@ SUSPECTS = telemetry.counter("worker_suspects", "Records taken with care, since 
 JOURNAL_GAPS = telemetry.counter("worker_journal_gaps", "Times that launches could not be journaled.")
 RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
 FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")
-PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
-COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
-UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")
-OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
-LOST_TO_RETENTION = telemetry.counter(
-    "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
-)
-PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")

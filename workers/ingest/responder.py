@@ -17,9 +17,9 @@ from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, statu
 from contracts.names import ModelVersion
 from contracts.retries import DELAYS_SECONDS, next_delay, retry_headers
 from contracts.tensors import Tensor
+from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin
-from workers.ingest.publisher import Publisher
 
 MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""

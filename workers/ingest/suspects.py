@@ -16,8 +16,8 @@ from typing import Protocol
 from contracts.adapters.journal import Journal, Row, Tries
 from contracts.adapters.kafka import Record
 from contracts.errors import TransportError
+from workers.draining.claim import Claim
 from workers.ingest import isolate, metrics
-from workers.ingest.claim import Claim
 from workers.ingest.delivery import Delivery
 
 log = logging.getLogger(__name__)

@@ -28,20 +28,20 @@ from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotF
 from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
+from workers.draining.broker_time import BrokerTime
+from workers.draining.publisher import Publisher
+from workers.draining.tenure import Tenure
+from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
-from workers.ingest.broker_time import BrokerTime
 from workers.ingest.drain import Drain
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
-from workers.ingest.publisher import Publisher
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.suspects import Suspects
-from workers.ingest.tenure import Tenure
-from workers.ingest.tombstones import Tombstones
 from workers.ingest.validate import Validator
 from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.ingest.offsets import Arrival, OffsetTracker
+from workers.draining.offsets import Arrival, OffsetTracker
 
 
 def test_the_commit_point_is_the_first_unanswered_offset() -> None:
