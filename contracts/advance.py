@@ -241,9 +241,12 @@ class _Walk:
         if parameters is None:
             (text,) = texts_of(context.env.get(f"{INPUT}.{PARAMETERS}")) or ["{}"]
             parameters = json.loads(text)
-        assert node.model is not None
-        carried = kept(context.env, node.keep)
-        tensors = tuple(inputs.values())
+        if node.model is None:
+            self._ended(
+                node, branch, context.env, Result(Failure(Status.INTERNAL, "the plan names no model", node.name))
+            )
+            return
+        carried, tensors = kept(context.env, node.keep), tuple(inputs.values())
         ask = Ask(node.name, branch, node.model, tensors, carried, parameters or {}, node.timeout_ms, node.retries)
         self._emitted.append(ask)
 

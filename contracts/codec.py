@@ -98,6 +98,8 @@ def _hop_pairs(hop: Hop) -> list[tuple[str, bytes]]:
         pairs.append(("step", hop.step.encode()))
     if hop.branch:
         pairs.append(("branch", ".".join(map(str, hop.branch)).encode()))
+    if hop.left_ms is not None:
+        pairs.append(("job-ttl", _number_bytes(hop.left_ms)))
     return pairs
 
 
@@ -127,11 +129,12 @@ def _collect(pairs: Headers) -> dict[str, bytes]:
 def decode_address(pairs: Headers) -> tuple[str, ReplyAddress | None]:
     """The id and reply address of a record, as far as they can be read; ("", None) when they cannot.
 
-    Never raises: this is what an answer to an otherwise unreadable record needs.
+    Never raises: this is what an answer to an otherwise unreadable record needs. A step of a job is answered as
+    the job, since that is all that its caller knows.
     """
     found = _collect(pairs)
     try:
-        name = found.get("id", b"").decode("ascii")
+        name = (found.get("job") or found.get("id", b"")).decode("ascii")
         reply = _parse_address(found["re"]) if "re" in found else None
     except (UnicodeDecodeError, InvalidRequest):
         return "", None
@@ -195,7 +198,8 @@ def decode_hop(request_id: str, found: Mapping[str, bytes]) -> Hop:
     if len(step) > MAX_STEP_CHARACTERS:
         msg = f"header step is longer than {MAX_STEP_CHARACTERS} characters"
         raise InvalidRequest(msg)
-    return Hop(job, plan, pipeline, step, _parse_branch(found.get("branch", b"")))
+    left = _parse_number("job-ttl", found["job-ttl"], MAX_TTL_MS) if "job-ttl" in found else None
+    return Hop(job, plan, pipeline, step, _parse_branch(found.get("branch", b"")), left)
 
 
 @lru_cache(maxsize=4096)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from contracts import pipelines as spec
 from contracts.constants import constant
+from contracts.drafts import Draft, Fault, Input
 from contracts.errors import ConfigurationError
-from contracts.expand import Draft, Expansion, Fault, Input, Pin, PipelineOf
+from contracts.expand import Expansion, Pin, PipelineOf
 from contracts.names import ModelVersion
 from contracts.ordering import in_order, without_unused
 from contracts.placement import Place, Step, place
@@ -28,6 +29,7 @@ from contracts.plans import (
     Guard,
     Member,
     Node,
+    OnError,
     Plan,
     Policy,
     Source,
@@ -155,7 +157,9 @@ def _required(draft: Draft) -> tuple[Policy, int]:
     require = getattr(draft.step, "require", "all") if draft.kind in ("reduce", "gather") else "all"
     if isinstance(require, spec.QuorumSpec):
         return "quorum", require.quorum
-    return require, 1 if require == "first_of" else 0
+    if require == "first_of":
+        return "first_of", 1
+    return ("best_effort" if require == "best_effort" else "all"), 0
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -181,6 +185,13 @@ def _reads(draft: Draft) -> frozenset[Source]:
 def _step(draft: Draft, reads: frozenset[Source]) -> Step:
     require, quorum = _required(draft)
     alternatives = any(len(entry.alternatives) > 1 for member in draft.members for entry in member)
+    voters = {
+        each.step
+        for member in draft.members
+        for entry in member
+        for each in entry.alternatives
+        if isinstance(each, Source)
+    }
     is_harmless = draft.kind == "gather" and draft.step.on_error != "fail"
     return Step(
         draft.name,
@@ -188,7 +199,7 @@ def _step(draft: Draft, reads: frozenset[Source]) -> Step:
         reads,
         is_gather=draft.kind == "gather",
         can_go_early=require != "all",
-        must_join=draft.kind == "reduce" and (quorum > 0 or draft.step.timeout_ms is not None),
+        must_join=draft.kind == "reduce" and len(voters) > 1 and (quorum > 0 or draft.step.timeout_ms is not None),
         has_alternatives=alternatives or bool(draft.gates) or is_harmless,
     )
 
@@ -197,8 +208,9 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
     require, quorum = _required(draft)
     step = draft.step
     is_own = draft.kind in _OWNERS
-    on_error = getattr(step, "on_error", "fail") if is_own else "fail"
-    has_default = isinstance(on_error, spec.DefaultSpec)
+    found = getattr(step, "on_error", "fail") if is_own else "fail"
+    default = _default(found) if isinstance(found, spec.DefaultSpec) else ()
+    on_error: OnError = "default" if default else "skip" if found == "skip" else "fail"
     return Node(
         name=draft.name,
         kind=draft.kind,
@@ -210,8 +222,8 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
             Guard(tuple(Condition(test.alternatives, test.op, test.value) for test in gate.tests), gate.is_negated)
             for gate in draft.gates
         ),
-        on_error="default" if has_default else on_error,
-        default=_default(on_error) if isinstance(on_error, spec.DefaultSpec) else (),
+        on_error=on_error,
+        default=default,
         require=require,
         quorum=quorum,
         is_fail_fast=placed.is_fail_fast,
@@ -231,6 +243,7 @@ def _node(draft: Draft, placed: Place, outputs: tuple[str, ...], types: Types) -
 
 
 def _member(inputs: Sequence[Input]) -> Member:
+    inputs = sorted(inputs, key=lambda entry: entry.name)  # the order of keys is nobody's intention
     sources = (each for entry in inputs for each in entry.alternatives if isinstance(each, Source))
     name = next((source.step for source in sources), "constant")
     return Member(tuple(Binding(entry.name, entry.alternatives) for entry in inputs), name)
@@ -259,7 +272,7 @@ def _declared(draft: Draft, types: Types) -> tuple[Declared, ...]:
     if draft.kind != "gather":
         return ()
     found = []
-    for name in draft.step.outputs:
+    for name in sorted(draft.step.outputs):
         known = types.of(Source(draft.name, name))
         found.append(Declared(name, known.datatype, known.shape) if known else Declared(name, "FP32", (-1,)))
     return tuple(found)

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from contracts.errors import InvalidRequest
 
+Operand = float | int | bool | str | None
+
 OPERATORS: Final = (
     "max_below",
     "max_at_least",
@@ -53,7 +55,7 @@ def check_operator(op: str, value: object) -> None:
         raise ValueError(msg)
 
 
-def holds(array: npt.NDArray[Any], op: str, value: float | bool | str | None) -> bool:
+def holds(array: npt.NDArray[Any], op: str, value: Operand) -> bool:
     """Whether the condition holds of the tensor. Raises InvalidRequest where the two cannot be compared."""
     if op in _OPPOSITES:
         return not holds(array, _OPPOSITES[op], value)
@@ -68,5 +70,5 @@ def holds(array: npt.NDArray[Any], op: str, value: float | bool | str | None) ->
         return all(element == value.encode() for element in array.ravel())
     if op == "max_at_least":
         rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
-        return bool((rows.max(axis=1) >= value).all())  # the maximum of a row with NaN is NaN
-    return bool(_COMPARISONS[op](array, value).all())
+        return value is not None and bool((rows.max(axis=1) >= value).all())  # the maximum of a row with NaN is NaN
+    return value is not None and bool(_COMPARISONS[op](array, value).all())

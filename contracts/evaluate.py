@@ -2,7 +2,7 @@
 
 Guards come first, in their order: one that does not hold skips the node whatever its inputs are. Then every input is
 the first of its alternatives that was not skipped. A failed input makes a node fail with the first of these failures
-(by arrival at a join, else in the order of the spec), a skipped one makes it skipped; a reducer leaves skipped members
+(by arrival at a join, else by the input's name), a skipped one makes it skipped; a reducer leaves skipped members
 out, and failed ones as far as its `require` allows. `on_error` is about failures that begin at the node itself.
 """
 
@@ -222,8 +222,8 @@ def _reduce(node: Node, votes: Ballot, context: Context) -> Outcome:
     ]
     for index in votes.chosen:
         member = votes.members[index]
-        assert isinstance(member, dict)
-        rows = next((tensor.rows for name, tensor in member.items() if name not in constants[index]), rows)
+        inputs = member if isinstance(member, dict) else {}
+        rows = next((tensor.rows for name, tensor in inputs.items() if name not in constants[index]), rows)
     arrays: list[Mapping[str, npt.NDArray[Any]] | None] = []
     for index, member in enumerate(votes.members):
         if index in chosen and isinstance(member, dict):

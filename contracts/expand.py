@@ -15,83 +15,24 @@ output of a loop is that of its last turn that ran, an output of a cascade that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 from contracts import pipelines as spec
 from contracts.constants import constant
+from contracts.drafts import Alternatives, Draft, Fault, Gate, Input, Test
 from contracts.errors import HeadraceError
-from contracts.messages import Scalar
 from contracts.names import ModelVersion
-from contracts.plans import INPUT, MAX_DEPTH, OUTPUT, Constant, Kind, Source
+from contracts.pipeline_sources import RESERVED, ConstantSpec, ModelRef, is_step_name, split_source
+from contracts.plans import INPUT, MAX_DEPTH, OUTPUT, Source
 from contracts.yaml_lines import Path
 
-Alternatives = tuple[Source | Constant, ...]
 Pin = Callable[[str, int | None, str | None], ModelVersion]
 """Name, version or None, label or None → the version that is meant; raises HeadraceError when there is none."""
 PipelineOf = Callable[[ModelVersion], spec.PipelineSpec]
 
 MAX_NODES: Final = 1000
 MAX_NESTING: Final = 16
-
-
-class Fault(NamedTuple):
-    """Something wrong with a spec, and where; a warning does not keep it from running."""
-
-    path: Path
-    message: str
-    is_warning: bool = False
-
-
-class Input(NamedTuple):
-    """One input of a node."""
-
-    name: str
-    alternatives: Alternatives
-    path: Path
-
-
-class Test(NamedTuple):
-    """One condition of a guard."""
-
-    alternatives: Alternatives
-    op: str
-    value: float | int | bool | str | None
-    path: Path
-
-
-class Gate(NamedTuple):
-    """A guard of a node."""
-
-    tests: tuple[Test, ...]
-    is_negated: bool = False
-
-
-@dataclass
-class Draft:
-    """A node before it is checked and placed."""
-
-    name: str
-    kind: Kind
-    path: Path
-    scope: str
-    step: Any = None
-    members: list[list[Input]] = field(default_factory=list)
-    gates: tuple[Gate, ...] = ()
-    model: ModelVersion | None = None
-    parameters: str | Mapping[str, Scalar] = field(default_factory=dict)
-
-    @property
-    def tests(self) -> list[Test]:
-        """All conditions of its guards."""
-        return [test for gate in self.gates for test in gate.tests]
-
-    @property
-    def sources(self) -> list[Source]:
-        """Everything that it reads."""
-        lists = [entry.alternatives for member in self.members for entry in member]
-        lists += [test.alternatives for test in self.tests]
-        return [each for alternatives in lists for each in alternatives if isinstance(each, Source)]
 
 
 @dataclass(frozen=True)
@@ -112,6 +53,8 @@ class _Scope:
     row: tuple[str, ...] | None = None
     turn: Mapping[str, Any] | None = None
     turn_scope: _Scope | None = None
+    pipeline: ModelVersion | None = None
+    """Of a nested pipeline: its version."""
     is_foreign: bool = False
     """The steps stand in another file: faults are shown at the step that named it."""
 
@@ -150,14 +93,29 @@ class Expansion:
             path = scope.at("steps", name)
             self._check_name(scope, name, path)
             gates = (*scope.gates, *self._gate(scope, step.when, (*path, "when") if not scope.is_foreign else path))
-            _builders[type(step)](self, scope, name, step, gates)
+            self._lay_out(scope, name, step, gates)
+
+    def _lay_out(self, scope: _Scope, name: str, step: Any, gates: tuple[Gate, ...]) -> None:
+        match step:
+            case spec.ModelStep():
+                self._model(scope, name, step, gates)
+            case spec.CascadeStep():
+                self._cascade(scope, name, step, gates)
+            case spec.ReduceStep():
+                self._reduce(scope, name, step, gates)
+            case spec.MapStep():
+                self._map(scope, name, step, gates)
+            case spec.PipelineStep():
+                self._pipeline_step(scope, name, step, gates)
+            case _:
+                self._loop(scope, name, step, gates)
 
     def _check_name(self, scope: _Scope, name: str, path: Path) -> None:
-        if not spec.is_step_name(name):
+        if not is_step_name(name):
             self._fault(
                 path,
                 f"{name!r} cannot name a step: use lower-case letters, digits, '_' and '-', and none of "
-                f"{', '.join(sorted(spec.RESERVED))}",
+                f"{', '.join(sorted(RESERVED))}",
             )
         around = scope.parent
         while around is not None:
@@ -196,7 +154,7 @@ class Expansion:
         if len(sizes) > 1:
             self._fault(scope.at("steps", name, "inputs"), "inputs of a reducer must list equally many members")
         for index in range(min(sizes, default=1)):
-            inputs = {key: value[index] if key in lists else value for key, value in step.inputs.items()}
+            inputs = {key: lists[key][index] if key in lists else value for key, value in step.inputs.items()}
             where = scope.at("steps", name, "inputs")
             entries = self._inputs(scope, inputs, where)
             draft.members.append(
@@ -211,7 +169,7 @@ class Expansion:
             return
         full = scope.prefix + name
         over = step.map.over
-        named = {spec.split_source(over)[1]: over} if isinstance(over, str) else over
+        named = {split_source(over)[1]: over} if isinstance(over, str) else over
         inner = _Scope(
             f"{full}/",
             step.steps,
@@ -281,6 +239,9 @@ class Expansion:
             self._nested[key] = None
             path = scope.at("steps", name, "pipeline")
             version = self._pinned(step.pipeline, path)
+            if version is not None and version in self._callers(scope):
+                self._fault(path, f"pipeline {version} contains itself")
+                return None
             inner = None if version is None else self._known(lambda: self._pipeline_of(version), path)
             if inner is not None:
                 inside = _Scope(
@@ -292,10 +253,22 @@ class Expansion:
                     maps=scope.maps,
                     inputs=step.inputs,
                     caller=scope,
+                    pipeline=version,
                     is_foreign=True,
                 )
                 self._nested[key] = (inner, inside)
         return self._nested[key]
+
+    def _callers(self, scope: _Scope) -> set[ModelVersion]:
+        """The pipelines that a scope is inside of."""
+        found = {self._pipeline.key}
+        around: _Scope | None = scope
+        while around is not None:
+            outermost = _around(around)[-1]
+            if outermost.pipeline is not None:
+                found.add(outermost.pipeline)
+            around = outermost.caller
+        return found
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -315,13 +288,13 @@ class Expansion:
     def _look_up(self, scope: _Scope, value: Any, path: Path) -> Alternatives:
         if isinstance(value, tuple):
             return tuple(each for part in value for each in self._look_up(scope, part, path))
-        if isinstance(value, spec.ConstantSpec):
+        if isinstance(value, ConstantSpec):
             try:
                 return (constant(value.const, value.datatype),)
             except ValueError as exc:
                 self._fault(path, str(exc))
                 return ()
-        step, tensor = spec.split_source(value)
+        step, tensor = split_source(value)
         mark = (scope.prefix, step, tensor)
         if mark in self._looking:
             self._fault(path, f"{value!r} depends on itself")
@@ -398,7 +371,7 @@ class Expansion:
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def _pinned(self, text: str, path: Path) -> ModelVersion | None:
-        return self._known(lambda: self._pin(*spec.ModelRef.parse(text)), path)
+        return self._known(lambda: self._pin(*ModelRef.parse(text)), path)
 
     def _known(self, find: Callable[[], _T], path: Path) -> _T | None:
         try:
@@ -418,13 +391,3 @@ def _around(scope: _Scope) -> list[_Scope]:
     while found[-1].parent is not None:
         found.append(found[-1].parent)
     return found
-
-
-_builders: dict[type, Callable[..., None]] = {
-    spec.ModelStep: Expansion._model,
-    spec.CascadeStep: Expansion._cascade,
-    spec.ReduceStep: Expansion._reduce,
-    spec.MapStep: Expansion._map,
-    spec.PipelineStep: Expansion._pipeline_step,
-    spec.LoopStep: Expansion._loop,
-}

@@ -14,7 +14,7 @@ from contracts import rows
 from contracts.environment import failure_of, missing_of
 from contracts.evaluate import Result, attempt, own_failure, too_few
 from contracts.messages import Status
-from contracts.plans import Failure, Node, Part, Skip, Value
+from contracts.plans import Failure, Node, Outcome, Part, Skip, Value
 from contracts.tensors import Tensor
 
 MAX_NAMED_ROWS = 16
@@ -69,11 +69,8 @@ def decisive(node: Node, parts: Parts) -> int | None:
 def gathered(node: Node, parts: Parts, *, is_late: bool) -> Result:
     """What the gather is, from the parts that decide it (or all that came in time)."""
     head = parts[node.branches[0]]
-    if head.kind == "skip":
-        return Result(Skip())
-    if head.kind == "error":
-        failure = head.failure or Failure(Status.INTERNAL, "a failed map did not say why", node.name)
-        return Result(own_failure(node, failure) if failure.step == node.branches[0] else failure)
+    if head.kind != "width":
+        return Result(_without_rows(node, head))
     if not head.width:
         return Result(Value({declared.name: rows.empty(declared, node.axis) for declared in node.declared}))
     found = _sort(node, parts, head.width, is_late=is_late)
@@ -89,6 +86,14 @@ def gathered(node: Node, parts: Parts, *, is_late: bool) -> Result:
             return Result(Skip())
         return Result(own_failure(node, too_few(node, len(values), found.failures[0][1])))
     return Result(attempt(node, lambda: _together(node, parts, sorted(values))), _named(node, parts, missing))
+
+
+def _without_rows(node: Node, head: Part) -> Outcome:
+    """What a gather is when its map was skipped or failed."""
+    if head.kind == "skip":
+        return Skip()
+    failure = head.failure or Failure(Status.INTERNAL, "a failed map did not say why", node.name)
+    return own_failure(node, failure) if failure.step == node.branches[0] else failure
 
 
 def _sort(node: Node, parts: Parts, width: int, *, is_late: bool) -> Rows:

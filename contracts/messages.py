@@ -70,7 +70,7 @@ class Hop(msgspec.Struct, frozen=True, gc=False):
 
     `job`: the id that the caller gave. `plan`: digest of the compiled plan. `pipeline`: `name@version`. `step`: the
     node that the record is for, empty when it asks for the whole pipeline. `branch`: row numbers of the maps that it is
-    inside of.
+    inside of. `left_ms`: what is left of the job's time to live where this step has less; None when it is the same.
     """
 
     job: str
@@ -78,6 +78,7 @@ class Hop(msgspec.Struct, frozen=True, gc=False):
     pipeline: str
     step: str = ""
     branch: tuple[int, ...] = ()
+    left_ms: int | None = None
 
 
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from contracts.expand import Draft, Fault
+from contracts.drafts import Draft, Fault
 from contracts.plans import OUTPUT
 
 

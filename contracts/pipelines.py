@@ -9,17 +9,14 @@ The same spec comes from YAML (`parse_pipeline`) and from Python (`contracts.pip
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -27,108 +24,9 @@ from contracts.conditions import check_operator
 from contracts.errors import ConfigurationError
 from contracts.messages import Scalar
 from contracts.names import ModelVersion
+from contracts.pipeline_sources import Alternatives, ConstantSpec, Members, Reference, Sources, SourceText
 from contracts.specs import DeviceSpec, ModelName, Spec, TensorSpec, TopicSpec, Version, WorkersSpec
-from contracts.tensors import DATATYPES
 from contracts.yaml_lines import Lines, load
-
-STEP_PATTERN: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
-RESERVED: Final = frozenset({"input", "output", "row", "turn", "map", "yield"})
-_STEP = re.compile(STEP_PATTERN)
-_SOURCE = re.compile(rf"({STEP_PATTERN})\.(.{{1,128}})")
-_LABEL = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-
-
-# --- sources ----------------------------------------------------------------------------------------------------------
-
-
-class ConstantSpec(Spec):
-    """A tensor that stands in the spec; one with a single row is repeated to the rows of the other inputs."""
-
-    const: Any
-    """Numbers, booleans or strings; lists of lists for more dimensions, rows first."""
-    datatype: str
-
-    @field_validator("datatype")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in DATATYPES or value == "BF16":
-            msg = f"unknown datatype for a constant; use one of {', '.join(set(DATATYPES) - {'BF16'})}"
-            raise ValueError(msg)
-        return value
-
-
-def _source(text: str) -> str:
-    if _SOURCE.fullmatch(text) is None:
-        msg = f"{text!r} is no source: write step.tensor, for example input.image"
-        raise ValueError(msg)
-    return text
-
-
-def _source_tag(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "<source>"
-    if isinstance(value, (dict, ConstantSpec)):
-        return "<constant>"
-    return "<list>" if isinstance(value, (list, tuple)) else None
-
-
-_WRITE = "write step.tensor, a constant {const: …, datatype: …} or a list of them"
-_SourceText = Annotated[str, AfterValidator(_source)]
-SourceSpec = Annotated[
-    Annotated[_SourceText, Tag("<source>")] | Annotated[ConstantSpec, Tag("<constant>")],
-    Discriminator(_source_tag, custom_error_type="source", custom_error_message=_WRITE),
-]
-Alternatives = Annotated[
-    Annotated[_SourceText, Tag("<source>")]
-    | Annotated[ConstantSpec, Tag("<constant>")]
-    | Annotated[tuple[SourceSpec, ...], Field(min_length=1), Tag("<list>")],
-    Discriminator(_source_tag, custom_error_type="source", custom_error_message=_WRITE),
-]
-"""One source, or several of which the first that is present counts."""
-Members = Annotated[
-    Annotated[_SourceText, Tag("<source>")]
-    | Annotated[ConstantSpec, Tag("<constant>")]
-    | Annotated[tuple[Alternatives, ...], Field(min_length=1), Tag("<list>")],
-    Discriminator(_source_tag, custom_error_type="source", custom_error_message=_WRITE),
-]
-"""One source for all members of a reducer, or one (or a list of alternatives) for each."""
-Sources = Annotated[dict[str, Alternatives], Field(min_length=1)]
-
-
-class ModelRef(NamedTuple):
-    """A model or a pipeline as a step names it: `name`, `name@version` or `name:label`."""
-
-    name: str
-    version: int | None = None
-    label: str | None = None
-
-    def __str__(self) -> str:
-        if self.version is not None:
-            return f"{self.name}@{self.version}"
-        return f"{self.name}:{self.label}" if self.label is not None else self.name
-
-    @classmethod
-    def parse(cls, text: str) -> ModelRef:
-        """Read a reference; raises ConfigurationError when it is none."""
-        if "@" in text:
-            key = ModelVersion.parse(text)
-            return cls(key.model, key.version)
-        name, colon, label = text.partition(":")
-        if ModelVersion.parse(f"{name}@1") and colon and _LABEL.fullmatch(label) is None:
-            msg = f"{text!r}: {label!r} is no label; write lower-case letters, digits, '.', '_' or '-'"
-            raise ConfigurationError(msg)
-        return cls(name, None, label if colon else None)
-
-
-def _reference(text: str) -> str:
-    try:
-        return str(ModelRef.parse(text))
-    except ConfigurationError as exc:
-        raise ValueError(str(exc)) from exc
-
-
-Reference = Annotated[str, AfterValidator(_reference)]
-
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
@@ -198,7 +96,7 @@ class ModelStep(_Step):
     """`name@version`, `name:label`, or `name` for the route's default; pinned when a job is submitted."""
     inputs: Sources
     """The model's inputs by name."""
-    parameters: StepParameters = {}
+    parameters: StepParameters = Field(default_factory=dict)
     """What the model is given; `pass` hands on the caller's."""
     timeout_ms: _Timeout = None
     """How long an attempt may take; by default the job's own deadline is the only one."""
@@ -218,7 +116,7 @@ class ReduceStep(_Step):
 
     reduce: str
     inputs: Annotated[dict[str, Members], Field(min_length=1)]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     require: Require = "all"
     timeout_ms: _Timeout = None
     """With a `require` other than all: how long after its first branch the step waits for the others."""
@@ -228,10 +126,10 @@ class ReduceStep(_Step):
 class OverSpec(Spec):
     """What a map goes over."""
 
-    over: _SourceText | Annotated[dict[str, Alternatives], Field(min_length=1)]
+    over: SourceText | Annotated[dict[str, Alternatives], Field(min_length=1)]
     """The tensor whose rows the body sees one by one as `row.<its name>`; or several, by the name the body uses."""
     axis: Literal[0, 1] = 0
-    """0: one row after the other. 1: what a model answered for one row, `tensor[:, i]`; outputs are stacked likewise."""
+    """0: one row after the other. 1: what a model answered for one row, `tensor[:, i]`; outputs are stacked alike."""
     max_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """More rows than this are the step's failure."""
 
@@ -252,7 +150,7 @@ class TurnsSpec(Spec):
     """How often a loop runs its body."""
 
     times: Annotated[int, Field(ge=1, le=32)]
-    start: dict[str, Alternatives] = {}
+    start: dict[str, Alternatives] = Field(default_factory=dict)
     """What the first turn sees as `turn.<name>`; later ones see the outputs of the turn before."""
     until: Conditions = ()
     """No further turn once these hold; their tensors are outputs of the loop, written `turn.<name>`."""
@@ -286,15 +184,15 @@ class CascadeStep(_Step):
     """Ask the next model only where the one before is not confident enough."""
 
     cascade: Annotated[tuple[StageSpec, ...], Field(min_length=2, max_length=16), BeforeValidator(_as_stages)]
-    inputs: dict[str, Alternatives] = {}
+    inputs: dict[str, Alternatives] = Field(default_factory=dict)
     confidence: Annotated[str, Field(min_length=1, max_length=128)]
     """The output whose greatest value in each row says how sure the model is."""
     threshold: float
     """The next model is asked when some row's confidence is below this."""
-    parameters: StepParameters = {}
+    parameters: StepParameters = Field(default_factory=dict)
 
 
-STEP_KINDS: Final = {
+STEP_KINDS: Final[dict[str, type[Spec]]] = {
     "model": ModelStep,
     "pipeline": PipelineStep,
     "reduce": ReduceStep,
@@ -305,8 +203,9 @@ STEP_KINDS: Final = {
 
 
 def _step_tag(value: Any) -> str | None:
-    if isinstance(value, _Step):
-        return next(f"<{kind}>" for kind, cls in STEP_KINDS.items() if isinstance(value, cls))
+    for kind, step in STEP_KINDS.items():
+        if isinstance(value, step):
+            return f"<{kind}>"
     found = [kind for kind in STEP_KINDS if isinstance(value, dict) and kind in value]
     return f"<{found[0]}>" if len(found) == 1 else None
 
@@ -390,17 +289,6 @@ class PipelineSpec(Spec):
     def canonical(self) -> dict[str, Any]:
         """The spec as plain data without defaults: equal for equal specs, whether from YAML or from Python."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-
-def is_step_name(text: str) -> bool:
-    """Whether a step may have this name."""
-    return _STEP.fullmatch(text) is not None and text not in RESERVED
-
-
-def split_source(text: str) -> tuple[str, str]:
-    """Step and tensor of a source."""
-    step, _, tensor = text.partition(".")
-    return step, tensor
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -108,21 +108,17 @@ def _parents(step: Step, reads: Iterable[str], by_name: Mapping[str, Step]) -> t
 def _host(
     step: Step, parents: tuple[str, ...], known: Mapping[str, frozenset[str]]
 ) -> tuple[str | None, tuple[str, ...]]:
-    if step.name == INPUT:
-        return None, ()
-    if step.is_gather:
+    if step.name == INPUT or step.is_gather:
         return None, parents
-    if len(parents) == 1:
-        return parents[0], ()
-    if step.must_join:
+    if len(parents) > 1 and step.must_join:
         return None, parents
     wanted = frozenset(parents)
     for parent in reversed(parents):
         if wanted <= known[parent] | {parent}:
             return parent, ()
-    if step.can_go_early:
-        return None, parents
-    return None, tuple(name for name in parents if not any(name in known[other] for other in parents))
+    if not step.can_go_early:
+        parents = tuple(name for name in parents if not any(name in known[other] for other in parents))
+    return None, parents
 
 
 Needs = dict[str, set[Source]]

@@ -127,7 +127,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: str | None = None
     """The node behind which it is evaluated inline; None for a join (and for `input`)."""
     branches: tuple[str, ...] = ()
-    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one for each row)."""
+    """Of a join: the nodes that send it one part each. Of a gather: the map (width) and the yield (one per row)."""
     members: tuple[Member, ...] = ()
     when: tuple[Guard, ...] = ()
     """All must hold, or the node is skipped."""

@@ -8,7 +8,7 @@ ConfigurationError that names file, field and remedy.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -295,6 +295,8 @@ class RouteSpec(Spec):
     """Which version answers requests that name none."""
 
     default: Version
+    labels: dict[ModelName, Version] = {}
+    """Names for versions, which steps of pipelines may use: `digits:stable`."""
 
 
 class FleetSpec(Spec):
@@ -304,6 +306,8 @@ class FleetSpec(Spec):
     """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
     deployments: tuple[DeploymentSpec, ...] = ()
     routes: dict[ModelName, RouteSpec] = {}
+    pipelines: tuple[dict[str, Any] | str, ...] = ()
+    """Pipelines, or files beside this one with a pipeline each; `contracts.pipelines` reads them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:

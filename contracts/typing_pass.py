@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from contracts import reducers
+from contracts.drafts import Draft, Fault, Input
 from contracts.errors import HeadraceError
-from contracts.expand import Draft, Fault, Input
 from contracts.names import ModelVersion
 from contracts.plans import INPUT, Constant, Source
 from contracts.rows import joined_shape, row_shape
@@ -112,7 +112,11 @@ def _check_sources(draft: Draft, types: Types) -> list[Fault]:
 
 
 def _check_model(draft: Draft, types: Types, signature_of: Callable[[ModelVersion], Signature | None]) -> list[Fault]:
-    signature = signature_of(draft.model) if draft.model is not None else None
+    try:
+        signature = signature_of(draft.model) if draft.model is not None else None
+    except HeadraceError as exc:
+        types.declare(draft.name, None)
+        return [Fault(draft.path, str(exc))]
     if signature is None:
         types.declare(draft.name, None)
         return _check_alternatives(draft, types)

@@ -70,7 +70,7 @@ class RegistryState(Struct, frozen=True, kw_only=True):
     models: dict[ModelVersion, RegisteredModel]
     deployments: dict[ModelVersion, DeploymentSpec]
     routes: dict[str, RouteSpec]
-    pipelines: dict[ModelVersion, RegisteredPipeline]
+    pipelines: dict[ModelVersion, RegisteredPipeline] = {}
     """Each has a deployment of the same name, too."""
 
 

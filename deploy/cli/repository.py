@@ -7,15 +7,27 @@ list of their names and their own sha256 sums, in the form that `sha256sum` prin
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.adapters.registry import RegisteredModel
 from contracts.errors import ConfigurationError
+from contracts.pipelines import PipelineSpec, parse_pipeline, pipeline_from
 from contracts.specs import DeploymentSpec, FleetSpec, parse_fleet, parse_model
+from contracts.yaml_lines import Lines, load
 
 MODEL_FILE = "model.yaml"
 _RUNS_CODE = {"python": "its backend runs model.py", "torch": "a torch artefact can run code"}
+
+
+@dataclass(frozen=True)
+class PipelineFile:
+    """A pipeline, and where each part of it stands, for messages."""
+
+    spec: PipelineSpec
+    source: str
+    lines: Lines
 
 
 @dataclass(frozen=True)
@@ -25,13 +37,34 @@ class FleetFile:
     path: Path
     spec: FleetSpec
     models: tuple[RegisteredModel, ...]
+    pipelines: tuple[PipelineFile, ...] = ()
 
 
 def read_fleet(path: Path) -> FleetFile:
     """Read a fleet file and its models. Raises ConfigurationError with the file, the fault and the remedy."""
-    spec = parse_fleet(_text(path, "fleet file"), str(path))
+    text = _text(path, "fleet file")
+    spec = parse_fleet(text, str(path))
     folder = _models_folder(path, spec.models)
-    return FleetFile(path, spec, tuple(_read_model(folder, deployment) for deployment in spec.deployments))
+    pipelines = _read_pipelines(path, text, spec)
+    return FleetFile(path, spec, tuple(_read_model(folder, deployment) for deployment in spec.deployments), pipelines)
+
+
+def _read_pipelines(path: Path, text: str, spec: FleetSpec) -> tuple[PipelineFile, ...]:
+    found = []
+    _, lines = load(text, str(path)) if spec.pipelines else (None, Lines())
+    for index, entry in enumerate(spec.pipelines):
+        if isinstance(entry, str):
+            source = str((path.parent / Path(entry).expanduser()).resolve())
+            pipeline, its_lines = parse_pipeline(_text(Path(source), "pipeline file"), source)
+        else:
+            source, its_lines = str(path), lines.below(("pipelines", index))
+            pipeline = pipeline_from(entry, source, its_lines)
+        found.append(PipelineFile(pipeline, source, its_lines))
+    twice = [str(key) for key, count in Counter(one.spec.key for one in found).items() if count > 1]
+    if twice:
+        msg = f"{path}: pipeline {twice[0]} is defined twice"
+        raise ConfigurationError(msg)
+    return tuple(found)
 
 
 def _text(path: Path, what: str) -> str:

@@ -83,6 +83,10 @@ async def read_view(control: ControlPlane, lags: Lags) -> View:
     found = await lags.read({key: deployment["partitions"] for key, deployment in known.items()})
     for key, deployment in known.items():
         deployment["lag"] = found[key]
+    joining = {key: deployment["joins"] for key, deployment in known.items() if deployment["joins"]}
+    open_parts = await lags.read_joins({key: topic["partitions"] for key, topic in joining.items()})
+    for key, topic in joining.items():
+        topic["lag"] = open_parts[key]
     return view
 
 
@@ -114,6 +118,9 @@ def render(view: View) -> RenderableType:
 def _deployment(known: View) -> tuple[object, ...]:
     workers = f"{known['active']}/{known['wanted']}" + (" by hand" if known["by_hand"] else "")
     lag = "?" if known["lag"] is None else known["lag"]
+    if known.get("joins"):
+        parts = known["joins"].get("lag")
+        lag = f"{lag}; {'?' if parts is None else parts} parts"
     return known["name"], workers, f"{known['min']}-{known['max']}", known["partitions"], lag, _state(known)
 
 

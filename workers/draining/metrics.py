@@ -12,3 +12,4 @@ LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
 )
 PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")
+EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")

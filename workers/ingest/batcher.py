@@ -209,7 +209,7 @@ class Batcher:
                 self._refuse_late(delivery, _EXPIRED)
             elif is_settled(delivery):
                 self.queue.settled(delivery)
-            elif delivery.origin.request_id in self._cancelled:
+            elif delivery.origin.root in self._cancelled:
                 self._responder.fail(delivery, Status.CANCELLED, "cancelled by its caller before it ran")
                 self.queue.settled(delivery)
             else:

@@ -20,6 +20,7 @@ from contracts.adapters.cancels import Cancels
 from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer, Reader
 from contracts.adapters.leases import Leases
+from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
@@ -29,6 +30,8 @@ from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
+from workers.draining.courier import Courier
+from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
@@ -39,6 +42,7 @@ from workers.ingest.engine_link import EngineLink
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
+from workers.ingest.onward import Onward
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.suspects import Suspects
@@ -105,6 +109,7 @@ class Worker:
         self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
         self._loops.spawn("forward", self._forwarder.loop())
         self._loops.spawn("journal", self._suspects.keep_loop())
+        self._loops.spawn("plans", self._plans.refresh_loop())
         log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
 
     async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:
@@ -144,6 +149,9 @@ class Worker:
             clock=self._clock,
             retry_delays=self._settings.worker.retry_delays_seconds,
         )
+        self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=prefix)
+        courier = Courier(self._publisher, self._clock, prefix=prefix, partition_of=self._plans.partition_of)
+        self._responder.onward = Onward(key, self._plans, courier, self._responder, self._clock)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
         self._suspects = Suspects(self._journal, lambda: self._tenure.is_trusted)
         self._tombstones = Tombstones(Cancels(self._redis), self._clock)
@@ -281,6 +289,7 @@ class Worker:
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
+            await self._plans.stop()
             await self._publisher.stop()
             self._batcher.stop()
             await self._suspects.stop(self._batcher.in_flight)

@@ -27,7 +27,7 @@ from contracts.parts import (
 from contracts.tensors import Tensor
 
 PLAN = "0123456789abcdef" * 2
-HOP = Hop("job-1", PLAN, "read-page@3", "crops/recognise#2", (3, 17))
+HOP = Hop("job-1", PLAN, "read-page@3", "crops/recognise#2", (3, 17), 1234)
 ids = st.text("abcdefXYZ019._~-", min_size=1, max_size=64)
 steps = st.text(min_size=1, max_size=60).filter(lambda text: text.isprintable())
 hops = st.builds(
@@ -37,6 +37,7 @@ hops = st.builds(
     pipeline=st.just("read-page@3"),
     step=st.text("abcz019._-/#", max_size=80),
     branch=st.lists(st.integers(0, 999_999_999), max_size=8).map(tuple),
+    left_ms=st.none() | st.integers(0, 21_600_000),
 )
 headers = st.builds(
     RequestHeaders,
@@ -86,6 +87,7 @@ def test_a_submission_needs_no_job_of_its_own() -> None:
         ("job", b"no spaces"),
         ("branch", b"1..2"),
         ("branch", b"-1"),
+        ("job-ttl", b"soon"),
         ("branch", b".".join([b"1"] * 9)),
         ("step", b"s" * 513),
         ("step", b"\xff"),
