@@ -11,5 +11,5 @@ OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist
 LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
 )
-PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")
+PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
 EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")

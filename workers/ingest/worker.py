@@ -166,7 +166,6 @@ class Worker:
             self._reader,
             intake=self._intake,
             batcher=self._batcher,
-            clock=self._clock,
             settings=self._settings.worker,
             may_take=lambda: self._tenure.is_trusted,
             suspects=self._suspects,

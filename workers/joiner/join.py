@@ -118,6 +118,7 @@ class JoinState:
         "_fire_ms",
         "_forget_ms",
         "_is_marked",
+        "_is_waiting",
         "_linger_ms",
         "_markers",
         "_outstanding",
@@ -144,6 +145,7 @@ class JoinState:
         self._ran: Ran | None = None
         self._phase = _Phase.OPEN
         self._refused = False
+        self._is_waiting = False
         self._seen: set[str] = set()
         self._expected: int | None = None
         self._uncovered: list[int] = []
@@ -186,10 +188,15 @@ class JoinState:
         elif part.source == node.branches[0]:  # the map: how many rows there are, or that there are none
             self._expected = 1 + (part.width if part.kind == "width" else 0)
 
-    def refuse(self, *, is_answered: bool) -> None:
-        """Close it unfired; unless `is_answered`, the caller is still to be told."""
-        self._refused = True
-        if self._phase is _Phase.OPEN and is_answered:
+    def refuse(self, *, answers: bool) -> None:
+        """Close it unfired. The first join of a job `answers` the caller, the others wait until that is done."""
+        if not self._refused:
+            self._refused = True
+            self._is_waiting = not answers
+
+    def refusal_answered(self) -> None:
+        """The caller was told."""
+        if self._refused and self._phase is _Phase.OPEN:
             self._phase = _Phase.FIRED
             self._let_go()
 
@@ -281,7 +288,7 @@ class JoinState:
 
     def _decide_firing(self, now_ms: int, is_ready: IsReady, *, is_cancelled: bool) -> Fire | None:
         plan = self._plan
-        if plan is None:
+        if plan is None or self._is_waiting:
             return None
         if self._refused:
             why = Why.REFUSED
@@ -318,7 +325,7 @@ class JoinState:
         if self.is_busy:
             return None
         if self._phase is _Phase.OPEN:
-            return self._fire_ms
+            return None if self._is_waiting else self._fire_ms
         if self._phase is _Phase.FIRED:
             return self._close_ms
         return self._linger_ms if self._uncovered else self._forget_ms

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
-from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState
+from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Why
 
 PART_BYTES = 512
 """What keeping a part costs beside its values."""
@@ -46,7 +46,8 @@ class JoinTable:
         self._cancelled = cancelled
         self._joins: dict[JoinKey, JoinState] = {}
         self._jobs: Counter[str] = Counter()
-        self._refused: set[str] = set()
+        self._refused: dict[str, bool] = {}  # whether the caller was told
+        self._told_with: dict[str, list[JoinKey]] = {}
         self._touched: dict[JoinKey, None] = {}
         self._alarms: list[tuple[int, int, JoinKey]] = []
         self._alarmed: dict[JoinKey, int] = {}
@@ -79,11 +80,9 @@ class JoinTable:
         before = state.held_bytes
         state.offer(arrival._replace(size=arrival.size + PART_BYTES), plan, now_ms)
         self._bytes += state.held_bytes - before
-        if key.job in self._refused:
-            self._refuse(state, is_answered=True)
-        elif not is_known and self.is_live and self._bytes > self._max_bytes:
-            self._refused.add(key.job)
-            self._refuse(state, is_answered=False)
+        if not is_known and self.is_live and self._bytes > self._max_bytes:
+            self._refused[key.job] = False
+            state.refuse(answers=True)
         self._touched[key] = None
 
     def mark(self, offset: int, headers: PartHeaders, marker: MarkerBody, appended_ms: int) -> None:
@@ -96,7 +95,7 @@ class JoinTable:
         self._settled += state.marked(offset, marker, appended_ms)
         self._bytes += state.held_bytes - before
         if marker.is_refused:
-            self._refused.add(key.job)
+            self._refused[key.job] = True
         self._touched[key] = None
 
     def _open(self, key: JoinKey, headers: PartHeaders) -> JoinState:
@@ -104,9 +103,14 @@ class JoinTable:
         self._jobs[key.job] += 1
         return state
 
-    def _refuse(self, state: JoinState, *, is_answered: bool) -> None:
-        before = state.held_bytes
-        state.refuse(is_answered=is_answered)
+    def _refuse(self, state: JoinState) -> None:
+        """Another join of a job that was not taken in: closed without a word, once the caller has been told."""
+        job, before = state.key.job, state.held_bytes
+        state.refuse(answers=False)
+        if self._refused[job]:
+            state.refusal_answered()
+        else:
+            self._told_with.setdefault(job, []).append(state.key)
         self._bytes += state.held_bytes - before
 
     # --- what was carried out -----------------------------------------------------------------------------------------
@@ -118,6 +122,9 @@ class JoinTable:
         state.fired()
         self._bytes += state.held_bytes - before
         self._touched[fire.key] = None
+        if fire.why is Why.REFUSED:
+            self._refused[fire.key.job] = True
+            self._touched.update(dict.fromkeys(self._told_with.pop(fire.key.job, ())))
 
     def acknowledged(self, key: JoinKey, marker: MarkerBody, now_ms: int) -> None:
         """A marker of ours is acknowledged."""
@@ -153,6 +160,8 @@ class JoinTable:
         return decisions
 
     def _decide(self, state: JoinState, now_ms: int) -> Decision | None:
+        if state.is_open and state.key.job in self._refused:
+            self._refuse(state)
         is_cancelled = state.key.job in self._cancelled
         decision = state.decide(now_ms, self._next - 1, self._is_ready, is_cancelled=is_cancelled)
         if isinstance(decision, Forget):
@@ -175,7 +184,8 @@ class JoinTable:
         self._jobs[job] -= 1
         if not self._jobs[job]:
             del self._jobs[job]
-            self._refused.discard(job)
+            self._refused.pop(job, None)
+            self._told_with.pop(job, None)
 
     def next_ms(self) -> int | None:
         """When `due` is to be asked again if nothing happens before."""
