@@ -25,6 +25,8 @@ from deploy.embedded.stack import EmbeddedStack
 
 RESULTS = Path("build/bench")
 _READY_SECONDS = 60.0
+PATIENCE_SECONDS = 15.0
+"""For a look at the pool: the load of a measurement may keep this process, or Redis, from the cores for seconds."""
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def running_stack(kafka: KafkaChoice) -> AsyncIterator[EmbeddedStack]:
 @asynccontextmanager
 async def control(stack: EmbeddedStack) -> AsyncIterator[tuple[Registry, Leases]]:
     """The registry and the pool of a stack."""
-    async with await RedisDoor.open(stack.redis_url) as redis:
+    async with await RedisDoor.open(stack.redis_url, timeout_seconds=PATIENCE_SECONDS) as redis:
         yield Registry(redis), Leases(redis)
 
 

@@ -40,7 +40,8 @@ def why_waiting(snapshot: Snapshot, demand: Demands, wait: Wait) -> str:
     """One sentence on why workers are missing."""
     wanted = demand[wait.deployment]
     if wait.reason == "its model is not registered":
-        return f"model {wait.deployment} is not registered: apply the fleet file with its model folder again"
+        names = " or ".join(wanted.models)
+        return f"model {names} is not registered: apply the fleet file with its model folder again"
     if wait.reason == "recent starts failed":
         known = snapshot.backoff.get(wait.deployment)
         if known is not None:
@@ -93,7 +94,7 @@ def why_unowned(snapshot: Snapshot, crew: Crew) -> str:
     which = f"partitions {ranges(list(partitions))}" + (f" of {topic}" if len(crew.topics) > 1 else "")
     if wanted:
         return f"{which}: worker {', '.join(sorted(wanted))} is about to take them"
-    if crew.keepers:
+    if crew.keepers_of(topic, snapshot):
         return f"{which}: to be given out at the scheduler's next tick"
     if crew.starting:
         return f"{which}: the first worker is still loading its model"

@@ -35,6 +35,13 @@ class Wanted(Struct, frozen=True):
     """Whether the registry knows the model version; without it no worker could load anything."""
     joins: int = 0
     """Of a pipeline: how many partitions its joins topic has. Its workers hold no model and need no engine."""
+    fused: tuple[str, ...] = ()
+    """Of a fused pipeline: the models of its plan, which its workers hold."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What a worker's engine loads."""
+        return () if self.joins else self.fused or tuple(map(str, self.spec.keys))
 
     @property
     def workers(self) -> int:
@@ -65,13 +72,6 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     salt: str = ""
     """Keeps the lease ids of two pools apart that share a machine."""
-
-    def topics_of(self, deployment: str) -> tuple[str, ...]:
-        """The topics of a deployment that are drained: its requests, and the parts of a pipeline's jobs."""
-        key = ModelVersion.parse(deployment)
-        requests = topics.requests(self.prefix, key.model, key.version)
-        joins = topics.joins(self.prefix, key.model, key.version)
-        return (requests, joins) if joins in self.partitions or joins in self.pool.topics else (requests,)
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions of a topic can be given out.

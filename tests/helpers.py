@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-WAIT_SECONDS = 10.0  # long enough for two busy cores; a test that needs it all is about to fail anyway
+WAIT_SECONDS = 20.0  # long enough for two busy cores; a test that needs it all is about to fail anyway
 POLL_SECONDS = 0.01
 
 

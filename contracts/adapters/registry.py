@@ -73,6 +73,11 @@ class RegistryState(Struct, frozen=True, kw_only=True):
     pipelines: dict[ModelVersion, RegisteredPipeline] = {}
     """Each has a deployment of the same name, too."""
 
+    @property
+    def served(self) -> dict[ModelVersion, DeploymentSpec]:
+        """Every model version that is served, with its deployment."""
+        return {key: deployment for deployment in self.deployments.values() for key in deployment.keys}
+
 
 class Registry:
     """Models, deployments and routes under one prefix; manual demand in one pool."""

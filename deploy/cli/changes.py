@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from contracts.adapters.registry import RegisteredModel, RegisteredPipeline, RegistryState
 from contracts.errors import ConfigurationError
 from contracts.names import ModelVersion
-from contracts.specs import FleetSpec
+from contracts.specs import DeploymentSpec, FleetSpec
 from contracts.topics import collides
 
 Kind = Literal["model", "pipeline", "deployment", "route"]
@@ -46,12 +46,16 @@ def changes(
     _check_immutable(models, state, replace=replace)
     check_kinds(models, pipelines, state)
     _check_names(models, state)
-    _check_routes(spec, state, prune=prune)
     deployments = {deployment.key: deployment for deployment in spec.deployments}
+    left = {} if prune else {key: known for key, known in state.deployments.items() if key not in deployments}
+    _check_homes(spec, left)
+    _check_routes(spec, left)
+    # What is new comes first: a model that moves from one deployment to another is served all the time.
+    new_first = sorted(deployments.items(), key=lambda item: item[0] in state.deployments)
     return [
         *(_change("model", str(key), model, state.models.get(key)) for key, model in models.items()),
         *(_change("pipeline", str(key), wanted, state.pipelines.get(key)) for key, wanted in pipelines.items()),
-        *(_change("deployment", str(key), wanted, state.deployments.get(key)) for key, wanted in deployments.items()),
+        *(_change("deployment", str(key), wanted, state.deployments.get(key)) for key, wanted in new_first),
         *(_change("route", name, route, state.routes.get(name)) for name, route in spec.routes.items()),
         *_others("route", sorted(set(state.routes) - set(spec.routes)), prune=prune),
         *_others("deployment", [str(key) for key in sorted(set(state.deployments) - set(deployments))], prune=prune),
@@ -87,8 +91,21 @@ def _check_names(models: Mapping[ModelVersion, RegisteredModel], state: Registry
             raise ConfigurationError(msg)
 
 
-def _check_routes(spec: FleetSpec, state: RegistryState, *, prune: bool) -> None:
-    deployed = {deployment.key for deployment in spec.deployments} | (set() if prune else set(state.deployments))
+def _check_homes(spec: FleetSpec, left: Mapping[ModelVersion, DeploymentSpec]) -> None:
+    """A model version is served by one deployment; one that stays although the file does not name it counts."""
+    homes = {key: known.key for known in left.values() for key in known.keys}
+    for deployment in spec.deployments:
+        for key in deployment.keys:
+            if key in homes:
+                msg = (
+                    f"{key} is served by the deployment {homes[key]} already, which is not in the file: add it there "
+                    "without this model, or remove it with --prune"
+                )
+                raise ConfigurationError(msg)
+
+
+def _check_routes(spec: FleetSpec, left: Mapping[ModelVersion, DeploymentSpec]) -> None:
+    deployed = {key for deployment in (*spec.deployments, *left.values()) for key in deployment.keys}
     for name, route in spec.routes.items():
         if ModelVersion(name, route.default) not in deployed:
             msg = f"the route of {name} leads to version {route.default}, which is not deployed: add that deployment"

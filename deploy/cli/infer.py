@@ -84,7 +84,7 @@ def _spec(state: Any, model: str) -> ModelSpec | PipelineSpec:
     from contracts.routing import pin
 
     name, number = (ModelVersion.parse(model)) if "@" in model else (model, None)
-    key = pin(name, number, routes=state.routes, deployed=state.deployments)
+    key = pin(name, number, routes=state.routes, deployed=state.served)
     if key in state.pipelines:
         return PipelineSpec.model_validate(state.pipelines[key].spec)
     if key not in state.models:

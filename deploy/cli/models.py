@@ -63,6 +63,7 @@ def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
     from contracts.pipelines import PipelineSpec
 
     pipelines = {key: PipelineSpec.model_validate(one.spec) for key, one in state.pipelines.items()}
+    served = state.served
     found: list[dict[str, Any]] = [
         {
             "name": key.model,
@@ -71,7 +72,7 @@ def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
             "description": model.spec.description,
             "inputs": [_tensor(tensor) for tensor in model.spec.inputs],
             "outputs": [_tensor(tensor) for tensor in model.spec.outputs],
-            "is_deployed": key in state.deployments,
+            "is_deployed": key in served,
             "is_default": key.model in state.routes and state.routes[key.model].default == key.version,
             "digest": model.digest,
             "uri": model.uri,
@@ -87,7 +88,7 @@ def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
             "description": spec.description,
             "inputs": [_tensor(tensor) for tensor in spec.inputs],
             "outputs": [{"name": output, "datatype": None, "shape": None} for output in spec.outputs],
-            "is_deployed": key in state.deployments,
+            "is_deployed": key in served,
             "is_default": key.model in state.routes and state.routes[key.model].default == key.version,
             "digest": "",
             "uri": "",

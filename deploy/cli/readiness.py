@@ -22,7 +22,7 @@ def is_ready(deployment: Deployment) -> bool:
     if not deployment["wanted"]:
         return True
     workers = [worker for worker in deployment["workers"] if worker["state"] == "active"]
-    topics = [deployment, *([deployment["joins"]] if deployment.get("joins") else [])]
+    topics = [deployment, *deployment.get("others", ()), *([deployment["joins"]] if deployment.get("joins") else [])]
     fair = sum(topic["partitions"] // len(workers) for topic in topics) if workers else 0
     return all(topic["partitions"] > 0 and not topic["unowned"] for topic in topics) and all(
         worker["owned"] == worker["wanted"] >= fair for worker in workers

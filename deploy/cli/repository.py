@@ -13,6 +13,7 @@ from pathlib import Path
 
 from contracts.adapters.registry import RegisteredModel
 from contracts.errors import ConfigurationError
+from contracts.names import ModelVersion
 from contracts.pipelines import PipelineSpec, parse_pipeline, pipeline_from
 from contracts.specs import DeploymentSpec, FleetSpec, parse_fleet, parse_model
 from contracts.yaml_lines import Lines, load
@@ -46,7 +47,8 @@ def read_fleet(path: Path) -> FleetFile:
     spec = parse_fleet(text, str(path))
     folder = _models_folder(path, spec.models)
     pipelines = _read_pipelines(path, text, spec)
-    return FleetFile(path, spec, tuple(_read_model(folder, deployment) for deployment in spec.deployments), pipelines)
+    models = tuple(_read_model(folder, key, one) for one in spec.deployments for key in one.keys)
+    return FleetFile(path, spec, models, pipelines)
 
 
 def _read_pipelines(path: Path, text: str, spec: FleetSpec) -> tuple[PipelineFile, ...]:
@@ -85,23 +87,23 @@ def _models_folder(path: Path, models: str) -> Path:
     return (path.absolute().parent / Path(place).expanduser()).resolve()
 
 
-def _read_model(models: Path, deployment: DeploymentSpec) -> RegisteredModel:
-    folder = models / deployment.model / str(deployment.version)
+def _read_model(models: Path, key: ModelVersion, deployment: DeploymentSpec) -> RegisteredModel:
+    folder = models / key.model / str(key.version)
     source = folder / MODEL_FILE
     if not source.is_file():
-        msg = f"{deployment.key} has no {MODEL_FILE}: expected at {source}"
+        msg = f"{key} has no {MODEL_FILE}: expected at {source}"
         raise ConfigurationError(msg)
     spec = parse_model(_text(source, "model file"), str(source))
-    if spec.key != deployment.key:
-        msg = f"{source} says {spec.key}, but its folder is that of {deployment.key}; correct name and version"
+    if spec.key != key:
+        msg = f"{source} says {spec.key}, but its folder is that of {key}; correct name and version"
         raise ConfigurationError(msg)
     if not (folder / spec.artefact_name).is_file():
         artefact = folder / spec.artefact_name
-        msg = f"{deployment.key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
+        msg = f"{key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
         raise ConfigurationError(msg)
     if spec.backend in _RUNS_CODE and not deployment.allow_code:
         msg = (
-            f"{deployment.key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
+            f"{key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
             "deployment if you trust it"
         )
         raise ConfigurationError(msg)

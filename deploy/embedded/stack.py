@@ -51,7 +51,7 @@ START_SECONDS = 30.0
 AGENT_STOP_SECONDS = 30.0  # above what the agent itself allows its workers for finishing
 SCHEDULER_STOP_SECONDS = 5.0
 SERVER_STOP_SECONDS = 10.0
-_WORKER_MODULES = ("workers.ingest", "workers.engine")
+_WORKER_MODULES = ("workers.ingest", "workers.engine", "workers.joiner")
 _READY_POLL_MS = 50
 # There is one scheduler, and Redis is on this machine: after a crash nobody else waits out its leadership.
 _LEADERSHIP = {"HEADRACE_SCHEDULER__LEADER_TTL_SECONDS": "3", "HEADRACE_SCHEDULER__LEADER_RENEW_SECONDS": "1"}

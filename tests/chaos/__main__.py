@@ -17,7 +17,15 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.harness import control, deploy, print_table, running_stack, wait_for_workers, write_results
+from benchmarks.harness import (
+    PATIENCE_SECONDS,
+    control,
+    deploy,
+    print_table,
+    running_stack,
+    wait_for_workers,
+    write_results,
+)
 from contracts import telemetry
 from contracts.adapters.redis import RedisDoor
 from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
@@ -54,7 +62,10 @@ async def run_scenario(
 ) -> Figures:
     """One scenario; the row of the report. `kafka` is the broker when it is not the stack's own."""
     workers, act = SCENARIOS[name]
-    async with control(stack) as (registry, leases), await RedisDoor.open(stack.redis_url) as redis:
+    async with (
+        control(stack) as (registry, leases),
+        await RedisDoor.open(stack.redis_url, timeout_seconds=PATIENCE_SECONDS) as redis,
+    ):
         await deploy(registry, FOLDER, deployment(workers))
         await registry.set_manual(MODEL, None)  # an earlier scenario's
         await wait_for_workers(leases, MODEL, workers)

@@ -5,31 +5,21 @@
         def infer(self, inputs): ...        # or (self, inputs, parameters); arrays by name in, arrays by name out
         def close(self): ...                # optional
 
-The handler `module:Class` lives in the version's folder. The folder is not put on the module search path, where two
-models' files of one name would collide and a file could shadow a library. Instead it becomes a package of its own name,
-so a handler imports the files beside it relatively: `from . import tokens`.
+The handler `module:Class` lives in the version's folder; `handlers` says how it is imported.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import importlib.util
 import inspect
-import re
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from contracts.errors import ModelLoadError
 from contracts.messages import Parameters
 from workers.backends.base import CPU, Arrays, ModelContext
+from workers.backends.handlers import HandlerPackage, describe
 
 DEFAULT_HANDLER: Final = "model:Model"
-_handler_form = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class PythonBackend:
@@ -37,7 +27,7 @@ class PythonBackend:
 
     def __init__(self) -> None:
         self.device = CPU
-        self._package = ""
+        self._package = HandlerPackage()
         self._handler: Any = None
         self._infer: Callable[[Arrays, Parameters], Arrays] | None = None
 
@@ -45,17 +35,9 @@ class PythonBackend:
         """Import the module, make the handler, let it load."""
         spec, self.device = context.spec, context.device
         handler = spec.handler or DEFAULT_HANDLER
-        if not _handler_form.fullmatch(handler):
-            raise ModelLoadError(f"{spec.key}: handler {handler!r} must read module:Class, as in {DEFAULT_HANDLER}")
-        module_name, _, class_name = handler.partition(":")
-        module = self._import(context, module_name)
-        kind = getattr(module, class_name, None)
-        if not callable(kind):
-            raise ModelLoadError(
-                f"{spec.key}: {module_name}.py has no class {class_name}; correct handler: in model.yaml"
-            )
+        self._handler = self._package.make(context, handler)
+        class_name = type(self._handler).__name__
         try:
-            self._handler = kind()
             if hasattr(self._handler, "load"):
                 self._handler.load(context)
         except BaseException as exc:
@@ -73,38 +55,9 @@ class PythonBackend:
     def close(self) -> None:
         """Close the handler if it can be, and forget its modules."""
         handler, self._handler, self._infer = self._handler, None, None
-        for name in [name for name in sys.modules if self._package and (name + ".").startswith(self._package + ".")]:
-            del sys.modules[name]
-        self._package = ""
+        self._package.forget()
         if hasattr(handler, "close"):
             handler.close()
-
-    def _import(self, context: ModelContext, module_name: str) -> ModuleType:
-        key, folder = context.spec.key, context.folder
-        relative = Path(*module_name.split("."))
-        if not (folder / relative.with_suffix(".py")).is_file() and not (folder / relative / "__init__.py").is_file():
-            raise ModelLoadError(
-                f"{key}: {folder} has no {relative.with_suffix('.py')}; put it there or correct handler: in model.yaml"
-            )
-        self._package = _package_of(context)
-        try:
-            return importlib.import_module(f"{self._package}.{module_name}")
-        except BaseException as exc:
-            msg = f"{key}: {module_name}.py could not be imported: {describe(exc, folder)}"
-            if isinstance(exc, ModuleNotFoundError) and exc.name and (folder / f"{exc.name}.py").is_file():
-                msg += f"; write `from . import {exc.name}` for a file beside it"
-            raise ModelLoadError(msg) from exc
-
-
-def _package_of(context: ModelContext) -> str:
-    """Make the version's folder a package of a name that nothing else has."""
-    name = re.sub(r"\W", "_", f"headrace_model_{context.spec.name}_{context.spec.version}")
-    while name in sys.modules:
-        name += "_"
-    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    spec.submodule_search_locations = [str(context.folder)]
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    return name
 
 
 def _calling(handler: Any, name: str) -> Callable[[Arrays, Parameters], Arrays]:
@@ -127,10 +80,3 @@ def _calling(handler: Any, name: str) -> Callable[[Arrays, Parameters], Arrays]:
     if takes_parameters:
         return lambda inputs, parameters: infer(inputs, parameters=parameters)
     return lambda inputs, _: infer(inputs)
-
-
-def describe(exc: BaseException, folder: Path) -> str:
-    """An exception in a line: its class, its text and the line of the model's own code where it came from."""
-    own = [frame for frame in traceback.extract_tb(exc.__traceback__) if Path(frame.filename).is_relative_to(folder)]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(exc).__name__}: {exc}{where}"

@@ -48,6 +48,7 @@ class Drain(TopicDrain):
         self._forwarder = forwarder
         self._journal = suspects.journal
         self._suspects = suspects
+        self._queue_rows = metrics.QUEUE_ROWS.labels(topic)
 
     async def _opened(self, starts: Mapping[Partition, Bounds]) -> list[Claim]:
         waits = {p.partition: (start, start < end) for p, (start, end) in starts.items()}
@@ -101,7 +102,7 @@ class Drain(TopicDrain):
 
     async def _took(self) -> None:
         self._batcher.pump()
-        metrics.QUEUE_ROWS.set(self._batcher.queue.rows)
+        self._queue_rows.set(self._batcher.queue.rows)
 
     def _progressed(self, claim: Claim) -> None:
         if claim.claims:

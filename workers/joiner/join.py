@@ -255,7 +255,7 @@ class JoinState:
         return self._phase is _Phase.OPEN
 
     @property
-    def is_busy(self) -> bool:
+    def _is_busy(self) -> bool:
         """Whether something that was decided is not acknowledged yet."""
         return self._phase is _Phase.FIRING or self._outstanding is not None
 
@@ -277,7 +277,7 @@ class JoinState:
         """What is to be done now, if anything; to be carried out by whoever asked."""
         if self._phase is _Phase.OPEN:
             return self._decide_firing(now_ms, is_ready, is_cancelled=is_cancelled)
-        if self.is_busy:
+        if self._is_busy:
             return None
         if self._phase is _Phase.FIRED:
             is_closing = self._is_over or now_ms >= self._close_ms
@@ -322,7 +322,7 @@ class JoinState:
 
     def next_ms(self) -> int | None:
         """When `decide` may say something new without anything happening; None when something must happen."""
-        if self.is_busy:
+        if self._is_busy:
             return None
         if self._phase is _Phase.OPEN:
             return None if self._is_waiting else self._fire_ms

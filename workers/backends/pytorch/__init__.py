@@ -1,7 +1,6 @@
 """PyTorch programs, run eagerly: the only door to torch.
 
-TorchScript archives and `torch.export` programs are code that brings its own weights. Which of them a file is shows in
-its content, not in its suffix; a pickled module is refused, because unpickling runs whatever the file says.
+`programs` says which kinds of artefact there are.
 
 Programs take and give tensors by position: inputs in the order of model.yaml, outputs in the same order, or as a dict
 by name. BF16 crosses the seam as 16-bit patterns, as everywhere in Headrace.
@@ -9,9 +8,6 @@ by name. BF16 crosses the seam as 16-bit patterns, as everywhere in Headrace.
 
 from __future__ import annotations
 
-import warnings
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +17,8 @@ from contracts.errors import ModelLoadError
 from contracts.messages import Parameters
 from contracts.tensors import BYTES
 from workers.backends.base import CPU, CUDA, Arrays, ModelContext
+from workers.backends.handlers import HandlerPackage
+from workers.backends.pytorch.programs import read_program
 
 
 class TorchBackend:
@@ -30,6 +28,7 @@ class TorchBackend:
         self.device = CPU
         self._target = torch.device("cpu")
         self._program: Any = None
+        self._package = HandlerPackage()
         self._inputs: list[tuple[str, bool]] = []
         self._outputs: list[str] = []
 
@@ -49,7 +48,7 @@ class TorchBackend:
         self._outputs = [tensor.name for tensor in spec.outputs]
         path = context.artefact
         try:
-            self._program = _read_program(path, self._target)
+            self._program = read_program(context, self._target, self._package)
         except ModelLoadError:
             raise
         except Exception as exc:
@@ -73,6 +72,7 @@ class TorchBackend:
     def close(self) -> None:
         """Drop the program, which frees its memory."""
         self._program = None
+        self._package.forget()
 
     def _tensor(self, array: Any, *, is_bf16: bool) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -90,19 +90,3 @@ class TorchBackend:
 def _array(tensor: torch.Tensor) -> Any:
     here = tensor.detach().cpu()
     return here.view(torch.uint16).numpy() if here.dtype == torch.bfloat16 else np.asarray(here.numpy())
-
-
-def _read_program(path: Path, target: torch.device) -> Any:
-    jit: Any = torch.jit  # untyped where torch brings types
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    parts = {part for name in names for part in name.split("/")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; its models are served as long as torch reads them
-        if "archive_format" in parts:
-            return torch.export.load(path).module().to(target)
-        if "constants.pkl" in parts:
-            return jit.load(path, map_location=target).eval()
-    raise ModelLoadError(
-        f"{path} is neither a TorchScript archive (torch.jit.save) nor a torch.export program (torch.export.save); "
-        "export the model as one of them"
-    )
