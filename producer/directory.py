@@ -13,7 +13,7 @@ import secrets
 from typing import Protocol
 
 from contracts import topics
-from contracts.adapters.compiled import compiled
+from contracts.adapters.pipelines import compiled
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError

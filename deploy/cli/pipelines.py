@@ -85,7 +85,8 @@ class _World:
 
     def __init__(self, fleet: FleetFile, state: RegistryState, *, prune: bool) -> None:
         wanted = {deployment.key: deployment for deployment in with_deployments(fleet).deployments}
-        self._deployed = wanted if prune else {**state.deployments, **wanted}
+        after = wanted if prune else {**state.deployments, **wanted}
+        self._deployed = {key for deployment in after.values() for key in deployment.keys}
         self._routes: dict[str, RouteSpec] = {**({} if prune else state.routes), **fleet.spec.routes}
         self._models: dict[ModelVersion, RegisteredModel] = {**state.models, **{one.key: one for one in fleet.models}}
         self._pipelines = {key: PipelineSpec.model_validate(one.spec) for key, one in state.pipelines.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from contracts.adapters.compiled import compiled
+from contracts.adapters.pipelines import compiled
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import Registry
 from contracts.errors import ModelNotFound

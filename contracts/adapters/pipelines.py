@@ -1,4 +1,4 @@
-"""A registered pipeline, compiled under what else is registered: for clients, and for joiners that get a bare job."""
+"""A registered pipeline's plan, under the routes and models of one revision of the registry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compiled(pipeline: RegisteredPipeline, state: RegistryState) -> Plan:
 
     def pinned(name: str, version: int | None, label: str | None) -> ModelVersion:
         number = labelled(name, label, state.routes) if label else version
-        return pin(name, number, routes=state.routes, deployed=state.deployments)
+        return pin(name, number, routes=state.routes, deployed=state.served)
 
     def signature_of(key: ModelVersion) -> Signature | None:
         model = state.models.get(key)
