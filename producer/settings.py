@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from contracts.codec import MAX_INLINE_BYTES
 from contracts.messages import MAX_TTL_MS
 from contracts.names import NAME_PATTERN
-from contracts.settings import Group, HeadraceSettings, load_settings, register_settings
+from contracts.settings import BlobSettings, Group, HeadraceSettings, load_settings, register_settings
 
 
 class InboxSettings(Group):
@@ -83,6 +83,7 @@ class ClientSettings(HeadraceSettings):
     inbox: InboxSettings = InboxSettings()
     cache: CacheSettings = CacheSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
+    blobs: BlobSettings = BlobSettings()
 
     @model_validator(mode="after")
     def _grace_for_an_answer(self) -> Self:
