@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+URL_VARIABLE = "HEADRACE_BLOBS__URL"
+"""The setting that names the store."""
 ENVELOPE_BYTES = 4096
 """Names, shapes, references and parameters beside the tensors' own bytes, roughly."""
 

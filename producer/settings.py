@@ -96,7 +96,11 @@ class ClientSettings(HeadraceSettings):
 
 
 def client_settings(
-    bootstrap: str | None, redis: str | None, inbox: str | None, max_in_flight: int | None
+    bootstrap: str | None,
+    redis: str | None,
+    inbox: str | None,
+    max_in_flight: int | None,
+    blobs: str | None = None,
 ) -> ClientSettings:
     """Settings from the environment, with what was given in code above it."""
     groups: dict[str, dict[str, object]] = {
@@ -104,6 +108,7 @@ def client_settings(
         "redis": {"url": redis},
         "inbox": {"name": inbox},
         "client": {"max_in_flight": max_in_flight},
+        "blobs": {"url": blobs},
     }
     given = {group: {name: v for name, v in fields.items() if v is not None} for group, fields in groups.items()}
     return load_settings(ClientSettings, None, **{group: fields for group, fields in given.items() if fields})

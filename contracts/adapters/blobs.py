@@ -27,16 +27,13 @@ import msgspec
 
 from contracts.clock import Clock, SystemClock
 from contracts.errors import ConfigurationError, PayloadLost, TransportError
-from contracts.names import check_name, is_name
-from contracts.payloads import to_be_stored
+from contracts.names import DEFAULT_TENANT, check_name, is_name
+from contracts.payloads import URL_VARIABLE, to_be_stored
 from contracts.settings import BlobSettings
 from contracts.tensors import Ref, Tensor
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TENANT = "default"
-"""Where the objects of messages lie that name no tenant."""
-URL_VARIABLE = "HEADRACE_BLOBS__URL"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OURS = re.compile(r"([^/]+)/([0-9a-f]{2})/(\2[0-9a-f]{62})(\.[0-9a-f]{16})?")  # the last part while it is written
 

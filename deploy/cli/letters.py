@@ -151,7 +151,7 @@ def _tensors(letter: DeadLetter) -> list[dict[str, Any]] | None:
     except InvalidRequest:
         return None
     return [
-        {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "bytes": len(tensor.data)}
+        {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "bytes": tensor.size}
         for tensor in body.inputs
     ]
 

@@ -69,6 +69,15 @@ class Publisher:
         """Whether further results may be produced."""
         return self.waiting_bytes < BUFFER_BYTES
 
+    def hold(self, size: int) -> None:
+        """Count bytes that are yet to become a record."""
+        self.waiting_bytes += size
+
+    def release(self, size: int) -> None:
+        """They are one, or never will be."""
+        self.waiting_bytes -= size
+        self._progress()
+
     def publish(self, topic: str, partition: int, record: Outgoing, settle: Continuation, lost: Continuation) -> None:
         """Queue a record; exactly one of the continuations follows, unless the publisher is stopped first."""
         destination = self._destinations.get((topic, partition))

@@ -14,6 +14,7 @@ from workers.draining.claim import Claim
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.ingest import metrics
+from workers.ingest.arrivals import Arrivals
 from workers.ingest.batcher import Batcher
 from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
@@ -29,13 +30,14 @@ CAREFUL_CLAIMS = 3
 class Drain(TopicDrain):
     """The partitions of one request topic that this worker owns."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it joins
         self,
         topic: str,
         reader: Reader,
         *,
         intake: Intake,
         batcher: Batcher,
+        arrivals: Arrivals,
         settings: WorkerGroup,
         may_take: Callable[[], bool],
         suspects: Suspects,
@@ -45,6 +47,7 @@ class Drain(TopicDrain):
         super().__init__(topic, reader, settings=settings, may_take=may_take)
         self._intake = intake
         self._batcher = batcher
+        self._arrivals = arrivals
         self._forwarder = forwarder
         self._journal = suspects.journal
         self._suspects = suspects
@@ -69,7 +72,7 @@ class Drain(TopicDrain):
             await self._forwarder.give()
 
     def _silence(self, claims: Iterable[Claim]) -> None:
-        self._batcher.drop(lambda delivery: delivery.origin.claim in claims)
+        self._arrivals.drop(lambda delivery: delivery.origin.claim in claims)
 
     def _abandon(self, claims: Iterable[Claim]) -> None:
         self._silence(claims)
@@ -85,7 +88,7 @@ class Drain(TopicDrain):
         return True
 
     async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
-        tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
+        tracker, take, put = claim.tracker, self._intake.take, self._arrivals.put
         is_wary = claim.is_wary
         for record in records:
             arrival = tracker.receive(record.offset)

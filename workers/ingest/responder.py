@@ -16,11 +16,13 @@ from contracts.dead_letters import Reason, Undertaker, dead_headers, without_bod
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
+from contracts.payloads import URL_VARIABLE
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
-from workers.ingest.delivery import Delivery, Origin
+from workers.ingest.delivery import Delivery, Origin, tenant_of
+from workers.ingest.large_results import LargeResults
 
 if TYPE_CHECKING:
     from workers.ingest.onward import Onward
@@ -59,6 +61,8 @@ class Responder:
         """Where the engine says it runs; stands in receipts."""
         self.onward: Onward
         """Takes what ends a step of a pipeline's job."""
+        self.large_results: LargeResults | None = None
+        """Where results go that do not fit into a record; without it they end as INTERNAL."""
 
     def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """Answer OK. The outputs may be views: they are encoded before this returns."""
@@ -68,11 +72,28 @@ class Responder:
             return
         body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt))
         if len(body) > MAX_RESPONSE_BYTES:
-            text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
-            self.fail(delivery, Status.INTERNAL, text)
+            self._succeed_by_reference(delivery, body)
         else:
             self._succeeded += 1
             self._reply(delivery.origin, Status.OK, body)
+
+    def _succeed_by_reference(self, delivery: Delivery, body: bytes) -> None:
+        if self.large_results is None:
+            text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
+            self.fail(
+                delivery, Status.INTERNAL, f"{text}, or give these workers a store for large ones: {URL_VARIABLE}"
+            )
+            return
+        origin = delivery.origin
+
+        def stored(small: bytes) -> None:
+            _counters[Status.OK].inc()
+            self._reply(origin, Status.OK, small)
+
+        def failed(why: str) -> None:
+            self.fail(delivery, Status.INTERNAL, why, retryable=True)
+
+        self.large_results.put(body, tenant_of(origin), MAX_RESPONSE_BYTES, stored, failed)
 
     def count_successes(self) -> None:
         """Bring the metric up to date: once per batch, since one increment costs as much as encoding a response."""

@@ -30,11 +30,13 @@ from workers.draining.courier import Courier
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
+from workers.ingest.arrivals import Arrivals, Store
 from workers.ingest.batcher import Batcher
 from workers.ingest.drain import Drain
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
+from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import Onward
 from workers.ingest.responder import Responder
@@ -65,6 +67,8 @@ class Surroundings(NamedTuple):
     launcher: Launcher
     send: Callable[[Batch], None]
     is_trusted: Callable[[], bool]
+    store: Store
+    large_results: LargeResults | None
 
 
 class ServedModel:
@@ -89,7 +93,18 @@ class ServedModel:
             suspects=self._suspects,
             worker=around.lease.id,
         )
-        self._intake = Intake(key, Validator(model.spec), self.responder, around.clock, around.broker_time)
+        validator = Validator(model.spec)
+        self._arrivals = Arrivals(
+            self.batcher,
+            store=around.store,
+            validator=validator,
+            responder=self.responder,
+            suspects=self._suspects,
+            clock=around.clock,
+            is_trusted=around.is_trusted,
+            keeps_order=model.spec.batching.order == "per_key",
+        )
+        self._intake = Intake(key, validator, self.responder, around.clock, around.broker_time)
         self._forwarder = self._build_forwarder(key)
         self._knobs = KnobWatch(around.registry, key, model.spec.batching, self.batcher.configure)
         self.drain = Drain(
@@ -97,6 +112,7 @@ class ServedModel:
             self._reader,
             intake=self._intake,
             batcher=self.batcher,
+            arrivals=self._arrivals,
             settings=around.settings.worker,
             may_take=around.is_trusted,
             suspects=self._suspects,
@@ -113,6 +129,7 @@ class ServedModel:
             clock=around.clock,
             retry_delays=around.settings.worker.retry_delays_seconds,
         )
+        responder.large_results = around.large_results
         responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
         return responder
 
@@ -147,7 +164,7 @@ class ServedModel:
             ("knobs", self._knobs.follow_loop()),
             ("grow", self._growth_loop()),
             ("clear", self._suspects.clear_loop(self.batcher.pump)),
-            ("careful", self._suspects.careful_loop(self._intake, self.batcher.run_alone)),
+            ("careful", self._suspects.careful_loop(self._intake, self._arrivals.run_alone)),
             ("forward", self._forwarder.loop()),
         ):
             loops.spawn(f"{name} {self.key}", loop)
@@ -166,8 +183,9 @@ class ServedModel:
         await self.drain.quiet()
         await loops.join(f"poll {self.key}", _QUIET_SECONDS)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""
+        await self._arrivals.stop()
         self.batcher.stop()
         self._suspects.stop(self.batcher.in_flight)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.adapters.assignments import Assignments
+from contracts.adapters.blobs import Blobs, ByteBudget
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer
@@ -34,7 +35,9 @@ from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
+from workers.ingest.arrivals import Store
 from workers.ingest.engine_link import EngineLink
+from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.served_model import ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
@@ -119,6 +122,8 @@ class Worker:
         self._launcher = Launcher(self._slots, self._clock, self._may_launch)
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._launcher.pump)
+        self._blobs = blobs = Blobs.from_settings(self._settings.blobs)
+        self._large_results = None if blobs is None else LargeResults(blobs, self._publisher)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
         self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
         tombstones = Tombstones(Cancels(self._redis), self._clock)
@@ -138,6 +143,8 @@ class Worker:
             launcher=self._launcher,
             send=self._link.send,
             is_trusted=lambda: self._tenure.is_trusted,
+            store=Store(self._blobs, ByteBudget(self._settings.blobs.in_flight_bytes), self._slots.input_bytes),
+            large_results=self._large_results,
         )
         self._models = [ServedModel(model, around) for model in models]
         self._tenure = Tenure(
@@ -243,13 +250,17 @@ class Worker:
         if self._started:
             await self._tenure.stop()
             await self._plans.stop()
+            if self._large_results is not None:
+                await self._large_results.stop()
             await self._publisher.stop()
             for model in self._models:
-                model.stop()
+                await model.stop()
             await suspects.close_in_peace(self._journal)
             await self._link.stop()
             await asyncio.gather(*(model.close() for model in self._models), self._producer.close())
             self._slots.close()
+            if self._blobs is not None:
+                self._blobs.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
 
