@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contracts.errors import ConfigurationError
+from contracts.lease import check_timing
 from contracts.names import NAME_PATTERN
 
 ENV_PREFIX = "HEADRACE_"
@@ -103,12 +104,12 @@ class LeaseSettings(Group):
 
     @model_validator(mode="after")
     def _related(self) -> Self:
-        if self.ttl_seconds < 3 * self.renew_seconds:
-            msg = "ttl_seconds must be at least three times renew_seconds, or one lost renewal ends the lease"
-            raise ValueError(msg)
-        if self.margin_seconds >= self.ttl_seconds - self.renew_seconds:
-            msg = "margin_seconds must be below ttl_seconds - renew_seconds, or the holder never trusts its lease"
-            raise ValueError(msg)
+        try:
+            check_timing(
+                ttl_seconds=self.ttl_seconds, renew_seconds=self.renew_seconds, margin_seconds=self.margin_seconds
+            )
+        except ConfigurationError as exc:
+            raise ValueError(str(exc)) from exc
         return self
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from contracts import topics
+from contracts.adapters.kafka import Outgoing
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers
 from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
-from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
+from contracts.messages import DEFAULT_TTL_MS, ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
 from contracts.payloads import URL_VARIABLE
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
 _MAX_REASON = 1024
+_UNDELIVERED_DELAY = 1  # 30 s by default: a partition that takes nothing is not back at once
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
 
 
@@ -236,9 +238,36 @@ class Responder:
             headers = encode_response_headers(origin.request_id, status, reply.token)
             settle = (origin.claim.answered, origin.record.offset)
             lost = (self._lost, origin)
-            self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost)
+            # A request that ends engines is not run again for the sake of its answer.
+            diverted = None if status is Status.POISON else (self._divert, (origin, (body, headers)))
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost, diverted)
         else:
             self._bury(origin, "unroutable", f"{reply.topic} is no reply topic", self._settle(origin))
+
+    def _divert(self, undelivered: tuple[Origin, Outgoing]) -> None:
+        """The reply partition takes nothing: have the request carried out again later, whatever its answer is then."""
+        (origin, response), record = undelivered, undelivered[0].record
+        ttl = dict(record.headers).get("ttl", b"%d" % DEFAULT_TTL_MS)
+        waited_ms = max(0, self._clock.unix_ms() - record.timestamp)
+        headers = retry_headers(
+            record.headers,
+            attempt=origin.attempt,
+            left_ms=(int(ttl) if ttl.isdigit() else DEFAULT_TTL_MS) - waited_ms,
+            reason="undelivered",
+            message="the partition that the response is for takes nothing",
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            first_ms=record.timestamp,
+        )
+        metrics.RETRIES.labels("undelivered").inc()
+        address = origin.reply
+        assert address is not None  # noqa: S101 - there was a response to be published
+        settle = (origin.claim.answered, record.offset)
+
+        def wait(_: object) -> None:  # there is no retry topic: the response stays here until it gets through
+            self._publisher.publish(address.topic, address.partition, response, settle, (self._lost, origin))
+
+        copy = (record.value, headers, record.key or origin.request_id.encode())
+        self._publisher.publish(self._retry_topic, _UNDELIVERED_DELAY, copy, settle, (wait, None))
 
     def _lost(self, origin: Origin) -> None:
         self._bury(origin, "unroutable", "the reply topic or its partition does not exist", self._settle(origin))
