@@ -325,8 +325,7 @@ class InferenceClient:
         key: str | bytes | None,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         plan = self._plan(model, version) or await self._directory.plan(model, version)
-        body = await self._large.encode(plan, inputs, parameters)
-        return self._launch(plan, body, ttl_seconds, request_id, key)
+        return self._launch(plan, await self._large.encode(plan, inputs, parameters), ttl_seconds, request_id, key)
 
     def _launch(
         self,

@@ -108,6 +108,8 @@ class Worker:
         if lease is None or lease.token != self._token:
             msg = f"the pool knows no lease {self._lease_id} with our token"
             raise LeaseLost(msg)
+        deployment = (await self._registry.deployments()).get(ModelVersion.parse(lease.deployment))
+        self._allow_code = deployment is not None and deployment.allow_code
         models = []
         for name in lease.models:
             model = await self._registry.get_model(ModelVersion.parse(name))
@@ -166,7 +168,7 @@ class Worker:
         outputs = max(region_bytes(spec, spec.outputs) for spec in specs)
         self._slots = SlotFile.create(slots_path(self._lease_id), SLOT_COUNT, inputs, outputs)
         load = Load(
-            models=tuple(ModelToLoad(str(model.key), model.spec.model_dump_json(), model.uri) for model in models),
+            models=tuple(map(self._to_load, models)),
             slots_path=str(self._slots.path),
             slot_count=SLOT_COUNT,
             input_bytes=inputs,
@@ -175,6 +177,10 @@ class Worker:
             device=",".join(share.device for share in lease.shares),
         )
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
+
+    def _to_load(self, model: RegisteredModel) -> ModelToLoad:
+        spec = model.spec.model_dump_json()
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, self._allow_code)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix
