@@ -5,7 +5,7 @@ ensemble lives on. It is grown with numpy alone: a pixel has 17 values, so the b
 of counts by pixel value and digit, all thresholds at once. The trees become one TreeEnsembleClassifier, the operator
 that ONNX has for them.
 
-    python deploy/fleet/train_forest.py     # reads digits.npz beside this file, writes models/digits-forest/1/model.onnx
+    python deploy/fleet/train_forest.py     # reads digits.npz beside this file, writes models/digits-forest/1/
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def grow_forest(digits: Digits, trees: int = TREES) -> list[list[TreeNode]]:
 
 def export_forest(forest: list[list[TreeNode]]) -> onnx.ModelProto:
     """Write the trees as a graph from ``image`` to ``scores``, the mean of the trees' shares."""
-    table: dict[str, list[Any]] = {}
+    table: dict[str, Any] = {}
 
     def add(**values: Any) -> None:
         for name, value in values.items():

@@ -13,3 +13,4 @@ LOST_TO_RETENTION = telemetry.counter(
 )
 PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
 EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")
+HOP_PAYLOADS = telemetry.counter("worker_hop_payload_bytes", "Bytes that went from step to step through the store.")

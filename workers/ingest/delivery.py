@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders
+from contracts.names import DEFAULT_TENANT
 from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 
@@ -62,14 +63,22 @@ class Origin(NamedTuple):
         return self.request_id if hop is None else hop.job
 
 
+def tenant_of(origin: Origin) -> str:
+    """The tenant in whose folder a request's payloads lie; the intake has seen to it that it is a name."""
+    for name, value in origin.record.headers:
+        if name == "tenant" and value:
+            return str(value.decode())
+    return DEFAULT_TENANT
+
+
 class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
-    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
-    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
-    the request was not split.
+    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care,
+    `is_remote` that data of its inputs is still to be read from a store. `urgency` is where it stands in its line: the
+    queue's own. `whole` is the request of which it is part number `part`, None when the request was not split.
     """
 
     __slots__ = (
@@ -78,6 +87,7 @@ class Delivery:
         "deadline",
         "inputs",
         "is_journaled",
+        "is_remote",
         "is_watched",
         "lane",
         "launched",
@@ -107,6 +117,7 @@ class Delivery:
         deadline: float,
         queued_us: int,
         lane: int = NORMAL,
+        is_remote: bool = False,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -117,6 +128,7 @@ class Delivery:
         self.deadline = deadline
         self.queued_us = queued_us
         self.lane = lane
+        self.is_remote = is_remote
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0

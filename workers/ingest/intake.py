@@ -97,6 +97,7 @@ class Intake:
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
             lane=LANES[headers.priority],
+            is_remote=checked.is_remote,
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:
