@@ -118,7 +118,9 @@ def columns_page(left: tuple[str, ...], right: tuple[str, ...], look: Look) -> P
     one, two = lines_page(left, look), lines_page(right, look)
     height = max(len(one), len(two))
     paper = np.array(look.paper, np.uint8)
-    halves = [np.concatenate([half, np.broadcast_to(paper, (height - len(half), *half.shape[1:]))]) for half in (one, two)]
+    halves = [
+        np.concatenate([half, np.broadcast_to(paper, (height - len(half), *half.shape[1:]))]) for half in (one, two)
+    ]
     return np.concatenate(halves, axis=1)
 
 
@@ -171,7 +173,7 @@ def photograph(page: Pixels, random: Random, *, degrees: float = 0.0) -> Pixels:
     across, down = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]))
     slope = random.uniform(-0.2, 0.2, 2)
     light = 0.85 + slope[0] * across + slope[1] * down - 0.1 * (across**2 + down**2)
-    noisy = photo * light[:, :, None] + random.normal(0, random.uniform(3, 7), photo.shape)
+    noisy: NDArray[np.float64] = photo * light[:, :, None] + random.normal(0, random.uniform(3, 7), photo.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 

@@ -107,7 +107,10 @@ def orientation(model: ModelProto) -> ModelProto:
     """A strip in, odds out."""
     nodes, constants = _strip_head()
     tail = [helper.make_node("Identity", [model.graph.output[0].name], ["odds"])]
-    inputs = [_tensor("strip", TensorProto.UINT8, ["lines", 48, 192, 3]), _tensor("filled", TensorProto.INT64, ["lines"])]
+    inputs = [
+        _tensor("strip", TensorProto.UINT8, ["lines", 48, 192, 3]),
+        _tensor("filled", TensorProto.INT64, ["lines"]),
+    ]
     return _extended(model, nodes, constants, inputs, tail, [_tensor("odds", TensorProto.FLOAT, ["lines", 2])])
 
 
@@ -155,7 +158,7 @@ def _extended(
 
 def alphabet(model: ModelProto) -> list[str]:
     """The characters that the recognizer knows, as it names them itself."""
-    (found,) = [entry.value for entry in model.metadata_props if entry.key == "character"]
+    (found,) = [str(entry.value) for entry in model.metadata_props if entry.key == "character"]
     return found.splitlines()
 
 

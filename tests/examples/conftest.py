@@ -34,7 +34,7 @@ def semantic_search(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("tokenizers", reason="the search cuts text with it: install the extra 'examples'")
     folder = tmp_path_factory.mktemp("examples") / "semantic-search"
     shutil.copytree(EXAMPLES / "semantic-search", folder)
-    prepare = script("semantic-search", "prepare")
+    prepare = script("semantic-search", "build_index")
     try:
         prepare.prepare(folder / "models")
     except prepare.NotFetched as exc:

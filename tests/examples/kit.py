@@ -7,6 +7,7 @@ and a fused run must answer, too.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from contracts.advance import advance, fire, is_ready, start
 from contracts.compile import compile_plan, signature_of_spec
@@ -29,6 +31,9 @@ from contracts.yaml_lines import load
 from workers.backends import new_backend
 from workers.backends.base import Backend, ModelContext
 
+takes_minutes = pytest.mark.skipif(
+    not os.environ.get("HEADRACE_TEST_EXAMPLES"), reason="takes minutes: `make examples` runs it"
+)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from contracts.names import ModelVersion
-from tests.examples.kit import LocalFleet, same, script, texts
+from tests.examples.kit import LocalFleet, same, script, takes_minutes, texts
 
+cv2 = pytest.importorskip("cv2", reason="the page reader's tools: install the extra 'examples'", exc_type=ImportError)
 rapidocr = pytest.importorskip("rapidocr_onnxruntime", reason="the page reader's models: install the extra 'examples'")
 
 QUICK = ("page-06.png", "page-11.png", "page-12.png", "page-14.png", "page-26.jpg")
@@ -54,6 +54,7 @@ def test_a_page_reads_as_the_library_reads_it(
     assert count == {"page-06.png": 6, "page-11.png": 6, "page-12.png": 1, "page-14.png": 0, "page-26.jpg": 6}[name]
 
 
+@takes_minutes
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_page_reads_as_the_library_reads_it(fleet: LocalFleet, library: Any, pages: dict[str, bytes]) -> None:
@@ -76,7 +77,7 @@ def test_fused_the_same_comes_out(fleet: LocalFleet, pages: dict[str, bytes]) ->
 
 
 def test_a_line_that_is_upside_down_is_turned(fleet: LocalFleet, library: Any, pages: dict[str, bytes]) -> None:
-    upright = cv2.imdecode(np.frombuffer(pages["page-12.png"], np.uint8), cv2.IMREAD_COLOR)
+    upright: Any = cv2.imdecode(np.frombuffer(pages["page-12.png"], np.uint8), cv2.IMREAD_COLOR)
     turned = cv2.imencode(".png", cv2.rotate(upright, cv2.ROTATE_180))[1].tobytes()
 
     answer = fleet.run("read-page@1", {"page": texts(turned)})

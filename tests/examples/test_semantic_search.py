@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contracts.names import ModelVersion
-from tests.examples.kit import LocalFleet, same, script, texts
+from tests.examples.kit import LocalFleet, same, script, takes_minutes, texts
 
 QUESTIONS = {
     "copy a whole directory tree": "shutil.copytree",
@@ -24,7 +24,7 @@ QUESTIONS = {
 
 
 def test_sentences_are_thousands_of_whole_ones_each_once() -> None:
-    found = script("semantic-search", "prepare").sentences()
+    found = script("semantic-search", "build_index").sentences()
     assert len(found) >= 4000
     assert len({sentence.text for sentence in found}) == len(found)
     assert all(sentence.text[-1] in ".!?" and "\n" not in sentence.text for sentence in found)
@@ -61,6 +61,7 @@ def fleet(semantic_search: Path) -> Iterator[LocalFleet]:
     found.close()
 
 
+@takes_minutes
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_questions_find_the_sentences_that_answer_them(fleet: LocalFleet) -> None:
@@ -78,6 +79,7 @@ def test_questions_find_the_sentences_that_answer_them(fleet: LocalFleet) -> Non
     assert same(answer, fleet.run("semantic-search@2", {"text": texts(*QUESTIONS)}, {"k": 3}))
 
 
+@takes_minutes
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_sentence_finds_itself_and_embeddings_have_length_one(fleet: LocalFleet) -> None:

@@ -36,7 +36,7 @@ class Decode:
         return {"text": texts, "score": np.array([score for _, score in lines], np.float64)}
 
     def _line(self, characters: NDArray[np.int64], likelihoods: NDArray[np.float32]) -> tuple[str, float]:
-        is_new = np.append(True, characters[1:] != characters[:-1])  # noqa: FBT003 - the first is never a repeat
+        is_new = np.append(True, characters[1:] != characters[:-1])
         is_read = is_new & (characters != BLANK)
         if not is_read.any():
             return "", 0.0

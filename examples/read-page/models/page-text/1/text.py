@@ -19,4 +19,9 @@ class Text:
         lines = inputs["text"][kept]
         whole = np.empty(1, object)
         whole[0] = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
-        return {"text": whole, "line": lines[None], "box": inputs["box"][kept][None], "score": inputs["score"][kept][None]}
+        return {
+            "text": whole,
+            "line": lines[None],
+            "box": inputs["box"][kept][None],
+            "score": inputs["score"][kept][None],
+        }

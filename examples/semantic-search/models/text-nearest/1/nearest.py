@@ -17,7 +17,7 @@ from workers.backends.base import ModelContext
 DEFAULT_K: Final = 5
 MOST: Final = 100
 DECIMALS: Final = 4
-"""Of a score. The last bits depend on how many texts share a batch; what they decide is left to the sentences' order."""
+"""Of a score. The last bits depend on how many texts share a batch; what they decide is left to the order."""
 
 
 class Nearest:
@@ -29,7 +29,7 @@ class Nearest:
         self._topics: NDArray[Any] = np.zeros(0, object)
 
     def load(self, context: ModelContext) -> None:
-        """Read the index that `prepare.py` put beside this file."""
+        """Read the index that `build_index.py` put beside this file."""
         with np.load(context.folder / "index.npz", allow_pickle=False) as index:
             self._vectors = index["vectors"]
             self._sentences, self._topics = (index[name].astype(object) for name in ("sentences", "topics"))

@@ -20,7 +20,7 @@ class Tokens:
         self._tokenizer: Any = None
 
     def load(self, context: ModelContext) -> None:
-        """Read the vocabulary that `prepare.py` put beside this file."""
+        """Read the vocabulary that `build_index.py` put beside this file."""
         self._tokenizer = Tokenizer.from_file(str(context.folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(LENGTH)
         # Every row is as long, whoever it shares a batch with, so that its numbers do not depend on them.

