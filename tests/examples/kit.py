@@ -70,16 +70,19 @@ class LocalFleet:
         for number, entry in enumerate(content["pipelines"]):
             spec = pipeline_from(entry, str(file), lines.below(("pipelines", number)))
             self.specs[spec.key] = spec
+        self._plans: dict[str, Plan] = {}
         self.rows: Counter[str] = Counter()
         """Rows that each model was asked."""
 
     def plan(self, pipeline: str) -> Plan:
         """A pipeline of the file, compiled."""
-        return compile_plan(
-            self.specs[ModelVersion.parse(pipeline)],
-            pin=lambda name, version, _: ModelVersion(name, version or 1),
-            signature_of=lambda key: signature_of_spec(self.model(key)),
-        )
+        if pipeline not in self._plans:
+            self._plans[pipeline] = compile_plan(
+                self.specs[ModelVersion.parse(pipeline)],
+                pin=lambda name, version, _: ModelVersion(name, version or 1),
+                signature_of=lambda key: signature_of_spec(self.model(key)),
+            )
+        return self._plans[pipeline]
 
     def model(self, key: ModelVersion) -> ModelSpec:
         """A model's spec."""
