@@ -11,8 +11,8 @@ import pytest
 
 from contracts.adapters.kafka import Ack, AckUnknown
 from tests.helpers import FakeClock, wait_until
-from workers.ingest import publisher as module
-from workers.ingest.publisher import BUFFER_BYTES, DESTINATION_BYTES, Publisher
+from workers.draining import publisher as module
+from workers.draining.publisher import BUFFER_BYTES, DESTINATION_BYTES, Publisher
 
 MIB = 1024 * 1024
 
