@@ -19,6 +19,7 @@ from contracts.serving_specs import BatchingSpec
 from contracts.specs import ModelSpec
 from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
+from workers.ingest.alarm import Alarm
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
 from workers.ingest.flight import Flight
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _EXPIRED = "the time to live ended before a batch took the request"
 _HOPELESS = "the time to live would have ended before the result"
-_TIMER_TOLERANCE = 0.0002
 _FULL = "the worker's queue is full; try again later"
 
 
@@ -72,8 +72,7 @@ class Batcher:
         self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, Flight] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._wake_at = math.inf
+        self._alarm = Alarm(self.pump)
         self._arrived_rows = 0
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
@@ -202,7 +201,7 @@ class Batcher:
             if isinstance(decision, Wait):
                 until = min(until, decision.until)
         if until < math.inf:
-            self._ask_again(now, until)
+            self._alarm.set(now, until)
             return Launch.KEPT
         return Launch.NONE
 
@@ -235,15 +234,6 @@ class Batcher:
             else:
                 living.append(delivery)
         return living
-
-    def _ask_again(self, now: float, until: float) -> None:
-        """Pump again at `until`; a timer that is set for about then already will do."""
-        if self._timer is not None:
-            if now < self._wake_at <= until + _TIMER_TOLERANCE:
-                return
-            self._timer.cancel()
-        self._wake_at = until
-        self._timer = asyncio.get_running_loop().call_later(max(until - now, 0.0), self.pump)
 
     def _launch(self, deliveries: list[Delivery], reason: str) -> bool:
         slot, sequence = self._launcher.acquire()
@@ -417,5 +407,4 @@ class Batcher:
 
     def stop(self) -> None:
         """Cut no further batch."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
