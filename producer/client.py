@@ -115,24 +115,22 @@ class InferenceClient(LastingCalls):
         return self
 
     def _build(self) -> None:
-        settings = self._settings
+        settings, kafka, clock = self._settings, self._settings.kafka, self._clock
         self._tombstones = Tombstones(Cancels(self._redis))
-        self._outbox = Outbox(settings.kafka, self._pending, self._clock)
-        leases, pending, clock, moved = Inboxes(self._redis), self._pending, self._clock, self._tails.clear
-        self._inbox = Inbox(
-            settings.kafka, settings.inbox, leases, pending, clock=clock, moved=moved, large=self._large
-        )
+        self._outbox = Outbox(kafka, self._pending, clock)
+        leases, moved, large = Inboxes(self._redis), self._tails.clear, self._large
+        self._inbox = Inbox(kafka, settings.inbox, leases, self._pending, clock=clock, moved=moved, large=large)
         self._directory = Directory(
             Registry(self._redis, settings.redis.pool),
             self._outbox,
-            prefix=settings.kafka.prefix,
+            prefix=kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
             store=PlanStore(self._redis),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
-        self._sharing = Sharing(self._redis, settings, sender, self._clock)
+        self._sharing = Sharing(self._redis, settings, sender, clock)
 
     def _start_loops(self) -> None:
         self._loops.spawn("inbox", self._inbox.poll_loop())
