@@ -221,6 +221,7 @@ class Fetcher:
 
     async def _fetch(self, leader: int, wished: list[tuple[Partition, int]]) -> None:
         try:
+            await asyncio.sleep(0)  # an answer that the last records caused, or the next request, leaves first
             if leader == _NOBODY:
                 await self._look_for_leaders()
                 return
