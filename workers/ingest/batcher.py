@@ -36,7 +36,6 @@ _HOPELESS = "the time to live would have ended before the result"
 _TIMER_TOLERANCE = 0.0002
 _FULL = "the worker's queue is full; try again later"
 
-
 _refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
@@ -84,6 +83,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
         self._arrived_rows = 0
+        self._is_stale = False
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
@@ -163,12 +163,17 @@ class Batcher:
         self.queue.put_groups(isolate.singles(parts))
         self.pump()
 
+    @property
+    def room_rows(self) -> int:
+        """How many more rows the queue is to have, at least one."""
+        return self._limit if self._rejects else max(1, self._limit - self.queue.rows)
+
     def tell_room(self) -> None:
         """Say whether the queue takes more."""
         if self.queue.rows >= self._limit and not self._rejects:
             self.room.clear()
-        elif self.queue.rows <= self._limit // 2 or self._rejects:
-            self.room.set()
+        elif self.queue.rows <= self._limit // 2 or self._rejects or self._is_stale:
+            self.room.set()  # of a queue that grows stale half may not be worth a batch; the log has fresher ones
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
@@ -176,10 +181,12 @@ class Batcher:
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
-        engine = self._launcher.engine(now)
+        engine = self._launcher.engine(now)._replace(way_back=self._responder.way_back_seconds)
         until = math.inf
         for key in self.queue.next_keys(now):
             decision = self._policy.decide(now, self.queue.waiting(key), engine)
+            if isinstance(decision, Wait) and self._refuse_all(self.queue.refuse(key, decision.hopeless), now):
+                decision = self._policy.decide(now, self.queue.waiting(key), engine)
             if isinstance(decision, Cut):
                 return self._cut(key, decision, now), decision.reason
             if isinstance(decision, Wait):
@@ -191,9 +198,15 @@ class Batcher:
 
     def _cut(self, key: Hashable, cut: Cut, now: float) -> list[Delivery]:
         ready, dropped = self.queue.take(key, cut.rows, now, cut.hopeless)
+        self._refuse_all(dropped, now)
+        return self._living(ready, now)
+
+    def _refuse_all(self, dropped: Sequence[Delivery], now: float) -> bool:
+        """Answer those that cannot be in time; whether there were any."""
+        self._is_stale = bool(dropped)
         for delivery in dropped:
             self._refuse_late(delivery, _EXPIRED if delivery.deadline <= now else _HOPELESS)
-        return self._living(ready, now)
+        return self._is_stale
 
     def _refuse_late(self, delivery: Delivery, message: str) -> None:
         _refused.inc(delivery.rows)
@@ -275,8 +288,9 @@ class Batcher:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
+        arrives = now + self._responder.way_back_seconds
         for index, delivery in enumerate(flight.deliveries):
-            if delivery.deadline < now:
+            if delivery.deadline < arrives:
                 late += delivery.rows
             receipt = Receipt(
                 worker=self._worker,

@@ -84,6 +84,9 @@ class Drain(TopicDrain):
             return False
         return True
 
+    def _most(self) -> int:
+        return min(super()._most(), self._batcher.room_rows)
+
     async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
         is_wary = claim.is_wary

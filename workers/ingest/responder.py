@@ -60,6 +60,11 @@ class Responder:
         self.onward: Onward
         """Takes what ends a step of a pipeline's job."""
 
+    @property
+    def way_back_seconds(self) -> float:
+        """How long an answer travels, about."""
+        return self._publisher.delay_seconds
+
     def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """Answer OK. The outputs may be views: they are encoded before this returns."""
         if delivery.origin.leg is not None:

@@ -108,6 +108,11 @@ class Answers:
         """Where the engine says it runs."""
         return self._responder.device
 
+    @property
+    def way_back_seconds(self) -> float:
+        """How long an answer travels, about."""
+        return self._responder.way_back_seconds
+
     def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """Answer OK, for a part when all others have their results too."""
         whole = delivery.whole
