@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.harness import percentile, print_table, write_results
 from benchmarks.policy_chart import draw
 from contracts.adapters.kafka import Partition
-from contracts.specs import BatchingSpec
+from contracts.serving_specs import BatchingSpec
 from workers.draining.claim import Claim
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery, Origin

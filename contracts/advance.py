@@ -8,7 +8,7 @@ joins are fired with the same parts in the same order, gets the same answer, how
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -28,6 +28,7 @@ from contracts.environment import (
 from contracts.errors import HeadraceError, InvalidRequest
 from contracts.evaluate import (
     Context,
+    Inputs,
     Result,
     ballot,
     guarded,
@@ -57,9 +58,13 @@ from contracts.plans import (
 from contracts.tensors import Tensor, check_tensor
 
 Parts = Mapping[str | int, Part]
+Spared = Callable[[Node, int], None]
+"""Told of each model that a condition kept from being asked, and for how many rows: what a cascade saves."""
 
 
-def start(plan: Plan, inputs: Sequence[Tensor], parameters: Parameters) -> list[Emission]:
+def start(
+    plan: Plan, inputs: Sequence[Tensor], parameters: Parameters, *, spared: Spared | None = None
+) -> list[Emission]:
     """The head: what a submission becomes. Inputs that the pipeline does not take are answered INVALID."""
     head = plan.by_name[INPUT]
     fault = _check_inputs(head, inputs)
@@ -68,10 +73,12 @@ def start(plan: Plan, inputs: Sequence[Tensor], parameters: Parameters) -> list[
     tensors = {tensor.name: tensor for tensor in inputs}
     if PARAMETERS in head.outputs:
         tensors[PARAMETERS] = tensor_of(PARAMETERS, [json.dumps(parameters)])
-    return _Walk(plan).run(head, (), {}, Value(tensors))
+    return _Walk(plan, spared).run(head, (), {}, Value(tensors))
 
 
-def advance(plan: Plan, node: str, branch: Branch, outcome: Outcome, env: Env) -> list[Emission]:
+def advance(
+    plan: Plan, node: str, branch: Branch, outcome: Outcome, env: Env, *, spared: Spared | None = None
+) -> list[Emission]:
     """A model that was asked has ended; `env` is what was carried beside its inputs.
 
     `outcome` is of the last attempt: `on_error` is applied here, retries are the caller's.
@@ -81,10 +88,10 @@ def advance(plan: Plan, node: str, branch: Branch, outcome: Outcome, env: Env) -
         outcome = lacking(asked, outcome.tensors) or outcome
     if isinstance(outcome, Failure):
         outcome = own_failure(asked, outcome)
-    return _Walk(plan).run(asked, branch, env, outcome)
+    return _Walk(plan, spared).run(asked, branch, env, outcome)
 
 
-def fire(plan: Plan, join: str, branch: Branch, parts: Parts) -> list[Emission]:
+def fire(plan: Plan, join: str, branch: Branch, parts: Parts, *, spared: Spared | None = None) -> list[Emission]:
     """A join is ready, or its time is over: what it becomes.
 
     `parts` are in the order of their arrival (their offsets) by source. Only the shortest beginning of them that makes
@@ -95,7 +102,7 @@ def fire(plan: Plan, join: str, branch: Branch, parts: Parts) -> list[Emission]:
     count = _decisive(node, parts)
     if count is not None and count < len(parts):
         parts = dict(islice(parts.items(), count))
-    walk = _Walk(plan)
+    walk = _Walk(plan, spared)
     if node.kind == "gather":
         return walk.gather(node, branch, parts, is_late=count is None)
     context = _arrived(node, parts, is_late=count is None)
@@ -166,8 +173,9 @@ def _late(step: str) -> Failure:
 class _Walk:
     """From one node on, everything that can be done without a message; in the end, the messages."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, spared: Spared | None) -> None:
         self._plan = plan
+        self._spared = spared
         self._emitted: list[Emission] = []
         self._todo: list[tuple[Node, Branch, Context]] = []
 
@@ -202,6 +210,8 @@ class _Walk:
             return
         found = guarded(node, context)
         if found is not None:
+            if self._spared is not None and node.kind == "model" and isinstance(found, Skip):
+                self._spared(node, _rows_of(model_inputs(node, context)))
             self._ended(node, branch, context.env, Result(found))
         elif node.kind == "model":
             self._ask(node, branch, context)
@@ -276,6 +286,11 @@ class _Walk:
         for join, brings in self._plan.feeds[node.name]:
             if join.kind != "gather":
                 self._emitted.append(Part(join.name, branch, node.name, "value", kept(env, brings)))
+
+
+def _rows_of(inputs: Inputs | Failure | Skip) -> int:
+    """How many rows a model would have been asked for."""
+    return max((tensor.rows for tensor in inputs.values()), default=0) if isinstance(inputs, dict) else 0
 
 
 _kinds: dict[type[Outcome], Literal["value", "skip", "error"]] = {Value: "value", Skip: "skip", Failure: "error"}

@@ -27,6 +27,7 @@ from contracts.messages import (
     RequestHeaders,
     Response,
     ResponseBody,
+    SequenceStep,
     Status,
 )
 from contracts.names import MAX_VERSION, NAME_PATTERN, is_name, is_request_id
@@ -43,6 +44,8 @@ MAX_ATTEMPTS = 1_000
 MAX_STEP_CHARACTERS = 512  # a nested pipeline's step has the names of all it is inside of
 _COMMON = frozenset({"v", "id", "re", "ttl"})
 PRIORITIES = ("high", "normal", "low")
+STREAM = ("stream", b"1")
+"""The header of a request whose caller takes parts."""
 
 _address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,64})")
 _digest = re.compile(r"[0-9a-f]{32}")
@@ -89,7 +92,15 @@ def encode_headers(headers: RequestHeaders) -> list[tuple[str, bytes]]:
         pairs.append(("traceparent", headers.traceparent.encode()))
     if headers.hop is not None:
         pairs += _hop_pairs(headers.hop)
-    return pairs
+    return pairs + ([STREAM] if headers.stream else []) + encode_sequence(headers.sequence)
+
+
+def encode_sequence(step: SequenceStep | None) -> list[tuple[str, bytes]]:
+    """The record headers that make a request a step of a sequence."""
+    if step is None:
+        return []
+    flags = (("sequence_start", step.start), ("sequence_end", step.end))
+    return [("sequence_id", step.id.encode()), *((name, b"1") for name, is_set in flags if is_set)]
 
 
 def _hop_pairs(hop: Hop) -> list[tuple[str, bytes]]:
@@ -185,7 +196,17 @@ def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeade
         tenant=_parse_tenant(found.get("tenant", b"")),
         traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
         hop=decode_hop(base.id, found) if "plan" in found else None,
+        stream=found.get("stream") == STREAM[1],
+        sequence=_parse_step(found) if "sequence_id" in found else None,
     )
+
+
+def _parse_step(found: dict[str, bytes]) -> SequenceStep:
+    name = found["sequence_id"].decode("ascii")
+    if not is_request_id(name):
+        msg = "header sequence_id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
+        raise InvalidRequest(msg)
+    return SequenceStep(name, found.get("sequence_start") == b"1", found.get("sequence_end") == b"1")
 
 
 def decode_hop(request_id: str, found: Mapping[str, bytes]) -> Hop:
@@ -274,6 +295,18 @@ def encode_response_headers(request_id: str, status: Status, token: str) -> list
     return [("v", _wire), ("id", request_id.encode()), ("status", _status_bytes[status]), ("to", token.encode())]
 
 
+def encode_stream_headers(
+    request_id: str, status: Status, token: str, *, index: int, run: str
+) -> list[tuple[str, bytes]]:
+    """The record headers of a part of a stream, the final one (OK) included."""
+    place = [
+        ("index", _number_bytes(index)),
+        ("final", b"1" if status is Status.OK else b"0"),
+        ("run", run.encode()),
+    ]
+    return [*encode_response_headers(request_id, status, token), *place]
+
+
 def encode_response(body: ResponseBody) -> bytes:
     """The body of a response."""
     return _encoder.encode(body)
@@ -294,6 +327,10 @@ def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]
         msg = f"a record in the reply topic is no response: {type(exc).__name__}"
         raise InvalidRequest(msg) from exc
     response = Response(name, status, body.model, body.version, body.outputs, body.error, body.receipt, body.parameters)
+    if "run" in found:
+        run = (found["run"] or b"").decode("ascii", "replace")
+        final = status is not Status.PARTIAL
+        response = msgspec.structs.replace(response, index=body.index, final=final, run=run)
     return response, token
 
 

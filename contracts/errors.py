@@ -7,7 +7,9 @@
     │   ├── Cancelled           CANCELLED
     │   ├── Overloaded          OVERLOADED
     │   ├── PoisonRequest       POISON
+    │   ├── SequenceLost        SEQUENCE_LOST
     │   └── InternalError       INTERNAL
+    │       └── StreamBroken    a stream cannot be continued as it began; said by the client
     ├── BackendError            a model could not be run
     │   ├── ModelNotFound       nothing of that name and version is registered
     │   └── ModelLoadError      its artefacts could not be loaded
@@ -59,10 +61,20 @@ class PoisonRequest(RequestError):
     """The request fails or kills the model by itself; it was put aside in the dead-letter topic."""
 
 
+class SequenceLost(RequestError):
+    """The state of the request's sequence is gone: its worker ended, or it was idle for too long. Start it again."""
+
+
 class InternalError(RequestError):
     """Headrace failed to answer through no fault of the request."""
 
     retryable = True
+
+
+class StreamBroken(InternalError):
+    """A stream cannot go on from the parts handed out so far: it ran again after a failure and came out differently,
+    or parts of it were lost. Ask again.
+    """
 
 
 class BackendError(HeadraceError):

@@ -14,6 +14,7 @@ names below. Who ends a thing deletes its keys in the same script; the keys of `
       :tenant:<t> :demands :demand:<model>.<version>
       :ev                           stream of changes, about 10 000
       :flights                      what the workers' engines hold: <lease>/<slot> → time|topic/partition:first-last;…
+      :ceilings:<model>@<version>   rows by lease that a worker found its device's memory good for; ttl a day
       :tries:<topic>/<partition>    launches lost by offset, and `claims` without progress; ttl a day
     <prefix>:registry:{models, deployments, routes, knobs, pipelines, rev}
     <prefix>:plan:<digest>          a compiled pipeline; ttl refreshed while jobs are submitted with it
@@ -56,6 +57,11 @@ def events(prefix: str, name: str) -> str:
 def flights(prefix: str, name: str) -> str:
     """What the engines of a pool hold."""
     return f"{pool(prefix, name)}:flights"
+
+
+def ceilings(prefix: str, name: str, model: ModelVersion) -> str:
+    """Which batch sizes workers found their memory good for."""
+    return f"{pool(prefix, name)}:ceilings:{model}"
 
 
 def demand(prefix: str, name: str, deployment: ModelVersion) -> str:

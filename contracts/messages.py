@@ -27,14 +27,16 @@ MAX_TTL_MS: Final = 6 * 3_600_000  # retention of request topics is at least fou
 
 
 class Status(StrEnum):
-    """How a request ended."""
+    """How a request ended; PARTIAL says that it has not: more parts of its stream follow."""
 
     OK = "OK"
+    PARTIAL = "PARTIAL"
     INVALID = "INVALID"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     OVERLOADED = "OVERLOADED"
     POISON = "POISON"
+    SEQUENCE_LOST = "SEQUENCE_LOST"
     INTERNAL = "INTERNAL"
 
 
@@ -44,6 +46,7 @@ _error_classes: dict[Status, type[errors.RequestError]] = {
     Status.CANCELLED: errors.Cancelled,
     Status.OVERLOADED: errors.Overloaded,
     Status.POISON: errors.PoisonRequest,
+    Status.SEQUENCE_LOST: errors.SequenceLost,
     Status.INTERNAL: errors.InternalError,
 }
 _statuses = {error: status for status, error in _error_classes.items()}
@@ -81,6 +84,14 @@ class Hop(msgspec.Struct, frozen=True, gc=False):
     left_ms: int | None = None
 
 
+class SequenceStep(msgspec.Struct, frozen=True, gc=False):
+    """Which sequence a request is a step of, and whether it is the first or the last one."""
+
+    id: str
+    start: bool = False
+    end: bool = False
+
+
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """A request's control data. `version` None leaves the version to the topic or the route table."""
 
@@ -94,6 +105,9 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     tenant: str = ""
     traceparent: str = ""
     hop: Hop | None = None
+    stream: bool = False
+    """Whether the caller takes the parts of a streaming model's answer as they come; else they are joined to one."""
+    sequence: SequenceStep | None = None
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, gc=False):
@@ -153,10 +167,15 @@ class ResponseBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     error: ErrorDetail | None = None
     receipt: Receipt = Receipt()
     parameters: Parameters = {}
+    index: int = 0
+    final: bool = True
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """A terminal response as its caller sees it."""
+    """A response as its caller sees it: the terminal one, or a part of a stream before that.
+
+    `index` counts the parts of a stream from 0, `final` says that none follows, `run` names the execution.
+    """
 
     id: str
     status: Status
@@ -168,6 +187,9 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     parameters: Parameters = {}
     cached: bool = False
     """The client's own mark, not on the wire: the model did not run for this call; id and receipt are of the run."""
+    index: int = 0
+    final: bool = True
+    run: str = ""
 
     def __getitem__(self, name: str) -> Tensor:
         """The output tensor of that name; KeyError names those there are."""
@@ -178,8 +200,8 @@ class Response(msgspec.Struct, frozen=True, gc=False):
         raise KeyError(msg)
 
     def raise_for_status(self) -> Response:
-        """Return the response if its status is OK, else raise the RequestError that the status stands for."""
-        if self.status is Status.OK:
+        """Return the response if its status is OK or PARTIAL, else raise the RequestError that it stands for."""
+        if self.status is Status.OK or self.status is Status.PARTIAL:
             return self
         detail = self.error.message if self.error else self.status.value
         raise _error_classes[self.status](f"{self.model}@{self.version} request {self.id}: {detail}")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from contracts.errors import ConfigurationError
 from contracts.names import ModelVersion, check_model_name
-from contracts.specs import Spec
+from contracts.serving_specs import Spec
 from contracts.tensors import DATATYPES
 
 STEP_PATTERN: Final = r"[a-z0-9][a-z0-9_-]{0,63}"

@@ -25,7 +25,8 @@ from contracts.errors import ConfigurationError
 from contracts.messages import Scalar
 from contracts.names import ModelVersion
 from contracts.pipeline_sources import Alternatives, ConstantSpec, Members, Reference, Sources, SourceText
-from contracts.specs import DeviceSpec, ModelName, Spec, TensorSpec, TopicSpec, Version, WorkersSpec
+from contracts.serving_specs import Spec
+from contracts.specs import DeviceSpec, ModelName, TensorSpec, TopicSpec, Version, WorkersSpec
 from contracts.yaml_lines import Lines, load
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -311,7 +312,8 @@ def describe_invalid(exc: ValidationError, source: str, lines: Lines) -> str:
     faults = []
     for fault in exc.errors():
         path = [part for part in fault["loc"] if not str(part).startswith("<")]
-        line = lines.at(path) or 1
+        line = lines.at(path)
         message = fault["msg"].removeprefix("Value error, ")
-        faults.append((line, f"{source}:{line}: {'.'.join(map(str, path)) or 'file'}: {message}"))
+        place = source if line is None else f"{source}:{line}"
+        faults.append((line or 0, f"{place}: {'.'.join(map(str, path)) or 'file'}: {message}"))
     return "\n".join(text for _, text in sorted(faults, key=lambda entry: entry[0]))

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
+from contracts.serving_specs import BatchingSpec, SequencesSpec, Spec
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
+from contracts.yaml_lines import load
 
 
 def _model_name(value: str) -> str:
@@ -38,12 +39,6 @@ ModelKey = Annotated[str, AfterValidator(_model_key)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 default_artefacts = {"onnx": "model.onnx", "torch": "model.pt", "python": "model.py"}
-
-
-class Spec(BaseModel):
-    """The base of all specs: frozen, no unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TensorSpec(Spec):
@@ -71,67 +66,6 @@ class TensorSpec(Spec):
             msg = "the first dimension is the batch and must be -1"
             raise ValueError(msg)
         return value
-
-
-class PaddingSpec(Spec):
-    """How batches are filled up to the sizes that a model is quick at. Results are cut back before they are sent."""
-
-    batch: bool = False
-    """Add rows up to the next of the batch sizes; they are computed and thrown away."""
-    length_buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Fill open dimensions of inputs up to one of these sizes, so that rows of different lengths share a batch. What is
-    longer than the last stays as it is."""
-    value: float = 0.0
-    """What is filled in; empty for BYTES."""
-    mask: str = ""
-    """An input of the model, [-1, -1], that the worker fills: 1 where a row has an element, 0 where it was filled up.
-    Requests leave it out."""
-    offsets: str = ""
-    """An input of the model, [-1], that the worker fills: the row at which each request of the batch begins, and the
-    end of the last. For models that treat the rows of a request as one ragged sequence. Requests leave it out."""
-
-    @field_validator("length_buckets")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(value)))
-
-
-class BatchingSpec(Spec):
-    """How requests are put together. What stands in Knobs can be changed while the model serves."""
-
-    max_batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Rows (not requests) in a batch, at most."""
-    max_request_rows: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
-    """Rows in a request, at most; by default max_batch_size. What is larger than a batch is run in parts."""
-    preferred_batch_sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = ()
-    """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
-    largest batch."""
-    slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
-    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
-    max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
-    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
-    By default 0, with an slo_ms a quarter of it and at most 10."""
-    max_queue_rows: Annotated[int | None, Field(ge=1)] = None
-    """Rows queued in a worker, at most; by default eight times max_batch_size."""
-    overflow: Literal["delay", "reject"] = "delay"
-    """With a full queue: leave further requests in the log, or answer them OVERLOADED at once."""
-    order: Literal["none", "per_key"] = "none"
-    """`per_key`: requests with the same record key run one after the other, in the order of the log."""
-    padding: PaddingSpec = PaddingSpec()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BatchingSpec:
-        if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
-            msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def delay_seconds(self) -> float:
-        """How long a batch may wait for more rows while the engine is free."""
-        if self.max_batch_delay_ms is not None:
-            return self.max_batch_delay_ms / 1000
-        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
 
 
 class Knobs(Spec):
@@ -175,6 +109,11 @@ class ModelSpec(Spec):
     inputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     batching: BatchingSpec = BatchingSpec()
+    streaming: bool = False
+    """Whether the model yields its answer in parts. Each request then has one row. python backend only."""
+    sequences: SequencesSpec | None = None
+    """For models that keep a state from step to step of a sequence. Each request then is a step and has one row. python
+    backend only."""
     nan: Literal["allow", "reject"] = "allow"
     """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
     slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
@@ -195,10 +134,31 @@ class ModelSpec(Spec):
         if self.handler and self.backend == "onnx":
             msg = "handler belongs to the python and torch backends"
             raise ValueError(msg)
+        self._check_streaming()
         if "/" in self.artefact or self.artefact.startswith("."):
             msg = "artefact must be a file in the version's own folder"
             raise ValueError(msg)
         return self
+
+    def _check_streaming(self) -> None:
+        if not self.streaming and self.sequences is None:
+            return
+        what = "streaming" if self.streaming else "sequences"
+        if self.backend != "python":
+            msg = f"{what} belongs to the python backend"
+            raise ValueError(msg)
+        if self.max_request_rows > 1:
+            msg = f"a request of a model with {what} has one row: leave out max_request_rows"
+            raise ValueError(msg)
+        if self.streaming and self.sequences is not None:
+            msg = "streaming and sequences exclude each other"
+            raise ValueError(msg)
+
+    @property
+    def max_request_rows(self) -> int:
+        """Rows in a request, at most."""
+        has_single_rows = self.streaming or self.sequences is not None
+        return self.batching.max_request_rows or (1 if has_single_rows else self.batching.max_batch_size)
 
     @model_validator(mode="after")
     def _can_be_padded(self) -> ModelSpec:
@@ -298,27 +258,22 @@ class DeploymentSpec(Spec):
     @classmethod
     def _named_after_the_first(cls, value: object) -> object:
         """A deployment of several models has the name of the first; one of a single model has no list."""
-        if not isinstance(value, dict):
+        models = value.get("models") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(models, list | tuple) or not models:
             return value
-        models = value.get("models")
-        if not isinstance(models, list | tuple) or not models or not isinstance(models[0], str):
-            return value
-        try:
-            first = ModelVersion.parse(models[0])
-        except ConfigurationError as exc:
-            raise ValueError(str(exc)) from exc
+        first = ModelVersion.parse(_model_key(str(models[0])))
         if value.get("model", first.model) != first.model or value.get("version", first.version) != first.version:
             msg = "give either model and version, or models"
             raise ValueError(msg)
         return {**value, "model": first.model, "version": first.version, "models": models if len(models) > 1 else ()}
 
-    @model_validator(mode="after")
-    def _each_once(self) -> DeploymentSpec:
-        twice = [name for name, count in Counter(self.models).items() if count > 1]
-        if twice:
-            msg = f"{twice[0]} stands twice in models"
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            msg = f"{Counter(value).most_common(1)[0][0]} stands twice in models"
             raise ValueError(msg)
-        return self
+        return value
 
     @property
     def key(self) -> ModelVersion:
@@ -340,7 +295,7 @@ class RouteSpec(Spec):
     """Which version answers requests that name none."""
 
     default: Version
-    labels: dict[ModelName, Version] = {}
+    labels: dict[ModelName, Version] = {}  # noqa: RUF012 - pydantic copies defaults
     """Names for versions, which steps of pipelines may use: `digits:stable`."""
 
 
@@ -350,9 +305,9 @@ class FleetSpec(Spec):
     models: str = "./models"
     """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
     deployments: tuple[DeploymentSpec, ...] = ()
-    routes: dict[ModelName, RouteSpec] = {}
+    routes: dict[ModelName, RouteSpec] = {}  # noqa: RUF012 - pydantic copies defaults
     pipelines: tuple[dict[str, Any] | str, ...] = ()
-    """Pipelines, or files beside this one with a pipeline each; `contracts.pipelines` reads them."""
+    """Pipelines, or files with one each; `contracts.pipelines` reads them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:
@@ -384,11 +339,7 @@ def parse_fleet(text: str, source: str) -> FleetSpec:
 
 
 def _parse(kind: type[_S], text: str, source: str) -> _S:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        msg = f"{source} is not valid YAML: {exc}"
-        raise ConfigurationError(msg) from exc
+    content, _ = load(text, source)
     if not isinstance(content, dict):
         msg = f"{source} must be a mapping with the fields of a {kind.__name__}"
         raise ConfigurationError(msg)

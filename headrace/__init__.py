@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         Overloaded,
         PoisonRequest,
         RequestError,
+        SequenceLost,
+        StreamBroken,
         TransportError,
     )
     from contracts.messages import Receipt, Response, Status
@@ -56,7 +58,9 @@ __all__ = [
     "Receipt",
     "RequestError",
     "Response",
+    "SequenceLost",
     "Status",
+    "StreamBroken",
     "SyncInferenceClient",
     "Tensor",
     "TransportError",

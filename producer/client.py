@@ -40,6 +40,7 @@ from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
 from producer.jobs import PipelinePlan
+from producer.lasting import NO_EXTRAS, Extras, LastingCalls
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
@@ -56,7 +57,7 @@ _STOP_SECONDS = 5.0
 _ID_BITS = 2**48 - 1
 
 
-class InferenceClient:
+class InferenceClient(LastingCalls):
     """Sends inference requests and hands each response to whoever asked."""
 
     def __init__(
@@ -114,13 +115,9 @@ class InferenceClient:
         settings = self._settings
         self._tombstones = Tombstones(Cancels(self._redis))
         self._outbox = Outbox(settings.kafka, self._pending, self._clock)
+        clock, moved = self._clock, self._tails.clear
         self._inbox = Inbox(
-            settings.kafka,
-            settings.inbox,
-            Inboxes(self._redis),
-            self._pending,
-            clock=self._clock,
-            moved=self._tails.clear,
+            settings.kafka, settings.inbox, Inboxes(self._redis), self._pending, clock=clock, moved=moved
         )
         self._directory = Directory(
             Registry(self._redis, settings.redis.pool),
@@ -335,13 +332,14 @@ class InferenceClient:
         ttl_seconds: float | None,
         request_id: str | None,
         key: str | bytes | None,
+        extras: Extras = NO_EXTRAS,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
-        record = self._outgoing(plan, body, [("id", name.encode()), *tail], key, now)
+        record = self._outgoing(plan, body, [("id", name.encode()), *tail, *extras.headers], key, now)
         future: asyncio.Future[Response] = self._loop.create_future()
-        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record)
+        waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record, extras.parts)
         self._pending.add(waiter)
         if isinstance(plan, PipelinePlan):
             plan.opened()

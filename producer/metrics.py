@@ -25,6 +25,7 @@ _help = {
     "in_flight": "requests without a response",
     "requests": "requests sent",
     "responses": "responses that reached their caller",
+    "parts": "parts of streams that arrived before their final response",
     "expired": "requests answered DEADLINE_EXCEEDED by the client itself",
     "abandoned": "requests given up by their callers",
     "overloaded": "requests refused because the window was full",

@@ -19,6 +19,7 @@ import msgspec
 
 from contracts.errors import HeadraceError, InvalidRequest, Overloaded
 from contracts.messages import ErrorDetail, Receipt, Response, Status
+from producer.parts import Parts
 
 _REMEMBERED = 8192  # ended ids kept to tell a duplicate from a stranger; twice as many at most
 
@@ -52,6 +53,8 @@ class Waiter(msgspec.Struct):
     model: str
     version: int
     record: Outgoing
+    parts: Parts | None = None
+    """What arrives before the final response, if the caller takes parts."""
     ack: Any = None
     sends: int = 1
     is_over: bool = False
@@ -67,6 +70,8 @@ class ClientStats(msgspec.Struct):
     """Requests accepted into the window."""
     responses: int = 0
     """Terminal responses that reached their caller."""
+    parts: int = 0
+    """Parts of streams that arrived before their final response."""
     expired: int = 0
     """Requests answered DEADLINE_EXCEEDED by the client itself."""
     abandoned: int = 0
@@ -152,7 +157,7 @@ class Pending:
         self.next_due = min(self.next_due, waiter.deadline)
 
     def resolve(self, response: Response, *, is_own: bool, now: float) -> bool:
-        """Hand a terminal response to its waiter; False when it was counted and dropped instead."""
+        """Hand a response to its waiter; False when it was counted and dropped instead."""
         name = response.id
         waiter = self._waiters.get(name)
         if waiter is None:
@@ -161,6 +166,8 @@ class Pending:
         if not is_own and response.status is not Status.OK:
             self.counts.foreign += 1
             return False
+        if waiter.parts is not None or not response.final:
+            return self._add_part(waiter, response, now)
         self._end(waiter)
         if waiter.future.done():  # its caller has gone in this very moment
             self.counts.late += 1
@@ -169,6 +176,24 @@ class Pending:
         self.counts.responses += 1
         waiter.future.set_result(_with_times(response, now - waiter.started))
         return True
+
+    def _add_part(self, waiter: Waiter, response: Response, now: float) -> bool:
+        """Hand a part, or the end, to a stream; a part for a caller who takes none is dropped."""
+        if waiter.parts is None:
+            self.counts.unknown += 1
+            return False
+        fault = waiter.parts.finish(response) if response.final else waiter.parts.put(response)
+        if fault is not None:
+            self.fail(waiter.id, fault)
+        elif response.final:
+            self._end(waiter)
+            self._answered.add(waiter.id)
+            self.counts.responses += 1
+            if not waiter.future.done():
+                waiter.future.set_result(_with_times(response, now - waiter.started))
+        else:
+            self.counts.parts += 1
+        return fault is None
 
     def fail(self, request_id: str, error: HeadraceError) -> None:
         """End one waiter with an error; nothing happens when it does not wait any more."""

@@ -18,14 +18,16 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
-from contracts.errors import HeadraceError
+from contracts.errors import ClientClosed, HeadraceError
 from contracts.messages import Parameters, ReplyAddress, Response
 from producer.client import InferenceClient
 from producer.crossing import Crossing
 from producer.handle import Handle
+from producer.lasting import StreamOptions
 from producer.loop_thread import LoopThread
 from producer.pending import ClientStats
 from producer.plan import Inputs
+from producer.sequences import Sequence
 from producer.settings import ClientSettings
 
 _CLOSE_SECONDS = 20.0
@@ -85,6 +87,42 @@ class SyncHandle:
     def cancel(self) -> None:
         """Ask the workers not to run it; see `Handle.cancel`."""
         self._thread.wait_for(self._handle.cancel)
+
+
+class StepOptions(TypedDict, total=False):
+    """What a step of a sequence takes besides its inputs; `Sequence.infer` explains each."""
+
+    start: bool
+    end: bool
+    parameters: Parameters | None
+    ttl_seconds: float | None
+    raise_on_error: bool
+
+
+class SyncSequence:
+    """One sequence, as a context manager."""
+
+    def __init__(self, thread: LoopThread, sequence: Sequence) -> None:
+        self._thread = thread
+        self._sequence = sequence
+
+    @property
+    def id(self) -> str:
+        """The sequence's id."""
+        return self._sequence.id
+
+    def __enter__(self) -> Self:
+        self._thread.wait_for(self._sequence.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.soon(self._sequence.give_up)
+
+    def infer(self, inputs: Inputs, **options: Unpack[StepOptions]) -> Response:
+        """Take the next step; as `Sequence.infer`."""
+        return self._thread.wait_for(lambda: self._sequence.infer(inputs, **options))
 
 
 class SyncInferenceClient:
@@ -178,6 +216,27 @@ class SyncInferenceClient:
             pump.cancel()
             with contextlib.suppress(concurrent.futures.CancelledError):
                 pump.result(_CLOSE_SECONDS)
+
+    def stream(self, model: str, inputs: Inputs, **options: Unpack[StreamOptions]) -> Iterator[Response]:
+        """Ask a streaming model and yield the parts of its answer; as `InferenceClient.stream`."""
+        parts = self._client.stream(model, inputs, **options)
+
+        async def following() -> Response | None:
+            return await anext(parts, None)
+
+        async def leave() -> None:
+            await parts.aclose()
+
+        try:
+            while (part := self._thread.wait_for(following)) is not None:
+                yield part
+        finally:
+            with contextlib.suppress(ClientClosed):
+                self._thread.wait_for(leave, _CLOSE_SECONDS)
+
+    def sequence(self, model: str, *, version: int | None = None, sequence_id: str | None = None) -> SyncSequence:
+        """A sequence of requests, as a context manager; as `InferenceClient.sequence`."""
+        return SyncSequence(self._thread, self._client.sequence(model, version=version, sequence_id=sequence_id))
 
     def stats(self) -> ClientStats:
         """What this client has done so far."""

@@ -8,7 +8,10 @@ version; they carry a slot's `sequence`, so that an answer to an earlier use of 
     ingest → engine   Load                         which models, from where, and the slots
     engine → ingest   Ready | LoadFailed
     ingest → engine   Batch                        inputs are in the slot's input region
+    engine → ingest   Part                         a streaming model yielded; outputs are in the slot's output region
+    ingest → engine   Continue                     the part was read, go on
     engine → ingest   Done | Failed                outputs are in the slot's output region
+    ingest → engine   Forget                       sequences that are over
     ingest → engine   Stop                         finish what was begun, then exit; so does the end of the connection
 """
 
@@ -20,7 +23,7 @@ from typing import Literal
 
 import msgspec
 
-from contracts.messages import Parameters
+from contracts.messages import Parameters, SequenceStep
 
 _length = struct.Struct("<I")
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -77,7 +80,9 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):
-    """Run a batch of model `model` (index into Load.models) over `rows` rows."""
+    """Run a batch of model `model` (index into Load.models) over `rows` rows, each a step of a sequence if there are
+    `sequences`.
+    """
 
     slot: int
     sequence: int
@@ -85,15 +90,42 @@ class Batch(msgspec.Struct, frozen=True, tag=True):
     rows: int
     inputs: tuple[Region, ...]
     parameters: Parameters = {}
+    sequences: tuple[SequenceStep, ...] = ()
+
+
+class Part(msgspec.Struct, frozen=True, tag=True):
+    """A streaming model yielded, and waits for Continue. `rows` are the batch's rows that the outputs belong to, None
+    for all; with `final` they get nothing more. `step_us` is how long the model took since it went on last.
+    """
+
+    slot: int
+    sequence: int
+    outputs: tuple[Region, ...]
+    rows: tuple[int, ...] | None
+    final: bool
+    step_us: int
+
+
+class Continue(msgspec.Struct, frozen=True, tag=True):
+    """The part was read: go on, or with `stop` end here, because nobody waits. `gone` are all rows without a caller."""
+
+    slot: int
+    sequence: int
+    gone: tuple[int, ...] = ()
+    stop: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """A batch's outputs stand in its slot."""
+    """A batch's outputs stand in its slot.
+
+    After parts there may be no outputs, and `step_us` is how long the model took since it went on last.
+    """
 
     slot: int
     sequence: int
     outputs: tuple[Region, ...]
     compute_us: int
+    step_us: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -109,11 +141,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """These sequences of a model are over; nobody will ask for their states."""
+
+    model: int
+    sequences: tuple[str, ...]
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Finish and exit."""
 
 
-Message = Hello | Load | Ready | LoadFailed | Batch | Done | Failed | Stop
+Message = Hello | Load | Ready | LoadFailed | Batch | Part | Continue | Done | Failed | Forget | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from contracts import keys
 from contracts.adapters.redis import Argument, Channel, RedisDoor, script
 from contracts.clock import Clock
-from contracts.names import check_name
+from contracts.names import ModelVersion, check_name
 
 ALONE = 1000
 TTL_MS = 86_400_000  # at least the retention of a request topic that matters: older records are not read again
@@ -64,6 +64,8 @@ class Journal:
         self._clock = clock
         self._channel: Channel | None = None
         self._slots: set[int] = set()
+        self._ceilings: set[str] = set()
+        self._pool = pool
 
     async def open(self) -> None:
         """Open a connection for writes that nobody waits for. Raises TransportError."""
@@ -89,6 +91,14 @@ class Journal:
             self._slots.add(slot)
             held = ";".join([f"{name}:{first}-{last}" for name, first, last in runs])
             self._channel.write("HSET", self._flights, f"{self._lease}/{slot}", f"{self._clock.unix_ms()}|{held}")
+
+    def ceiling(self, model: ModelVersion, rows: int) -> None:
+        """This worker's device has memory for batches of so many rows only."""
+        if self._channel is not None:
+            key = keys.ceilings(self._redis.prefix, self._pool, model)
+            self._ceilings.add(key)
+            self._channel.write("HSET", key, self._lease, str(rows))
+            self._channel.write("PEXPIRE", key, str(TTL_MS))
 
     def lost(self, rows: Iterable[Row], *, is_alone: bool) -> None:
         """The engine ended under these records, or this one alone."""
@@ -139,6 +149,8 @@ class Journal:
         if self._slots:
             await self._redis.command("HDEL", self._flights, *(f"{self._lease}/{slot}" for slot in self._slots))
             self._slots.clear()
+        for key in self._ceilings:
+            await self._redis.command("HDEL", key, self._lease)
 
 
 def _suspects(flat: list[Any]) -> dict[int, Tries]:

@@ -58,6 +58,11 @@ class RegisteredPipeline(BaseModel):
     joins: Annotated[int, Field(ge=1)]
 
     @property
+    def is_fused(self) -> bool:
+        """Whether its jobs run in memory, in workers that hold all of its models."""
+        return bool(self.spec.get("fused", False))
+
+    @property
     def key(self) -> ModelVersion:
         """Name and version."""
         return ModelVersion(self.name, self.version)
@@ -148,6 +153,11 @@ class Registry:
     async def delete_pipeline(self, key: ModelVersion) -> bool:
         """Forget a pipeline's version; False when it was not there."""
         return await self._change("pipelines", {str(key): ""})
+
+    async def ceilings(self, key: ModelVersion) -> dict[str, int]:
+        """Rows that workers found their memory good for, by lease; those of leases that ended may be among them."""
+        found = await self._redis.command("HGETALL", keys.ceilings(self._redis.prefix, self._pool, key))
+        return {lease: int(rows) for lease, rows in pairs(found).items()}
 
     async def put_deployment(self, spec: DeploymentSpec) -> bool:
         """Deploy a model version or change how; False when nothing changed."""

@@ -14,8 +14,10 @@ from deploy.cli.options import AsJson, Data
 
 if TYPE_CHECKING:
     from contracts.messages import Response
+    from contracts.pipelines import PipelineSpec
     from contracts.settings import HeadraceSettings
     from contracts.specs import ModelSpec
+    from producer.client import InferenceClient
 
 _INBOX = {"name": "cli", "partitions": 16}
 
@@ -34,6 +36,7 @@ def infer(
     ] = 30.0,
     data: Data = None,
     *,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the parts of the answer as they come.")] = False,
     json: AsJson = False,
 ) -> None:
     """Ask a model, and print its outputs and where the time went.
@@ -46,8 +49,11 @@ def infer(
         msg = "give the inputs either as --input NAME=VALUE (once for each) or as --input-json FILE"
         raise ConfigurationError(msg)
     text = _read(input_json) if input_json else ""
-    response = connection.run(_infer(connection.load(data), model, inputs or [], text, ttl))
-    _show(response, as_json=json)
+    settings = connection.load(data)
+    if stream:
+        connection.run(_stream(settings, model, inputs or [], text, ttl, as_json=json))
+    else:
+        _show(connection.run(_infer(settings, model, inputs or [], text, ttl)), as_json=json)
 
 
 def _read(name: str) -> str:
@@ -59,30 +65,52 @@ def _read(name: str) -> str:
 
 
 async def _infer(settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float) -> Response:
-    from contracts.settings import load_settings
+    key, arrays, parameters = await _question(settings, model, inputs, text)
+    async with _client() as client:
+        return await client.infer(key, arrays, parameters=parameters, ttl_seconds=ttl, raise_on_error=False)
+
+
+async def _stream(
+    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float, *, as_json: bool
+) -> None:
+    key, arrays, parameters = await _question(settings, model, inputs, text)
+    async with _client() as client:
+        try:
+            async for part in client.stream(key, arrays, parameters=parameters, ttl_seconds=ttl):
+                _show_part(part, as_json=as_json)
+        except DeadlineExceeded as exc:
+            raise _not_ready(exc) from exc
+
+
+async def _question(settings: HeadraceSettings, model: str, inputs: list[str], text: str) -> tuple[str, Any, Any]:
+    """The model version, its inputs and parameters."""
     from deploy.cli.connection import open_control
     from deploy.cli.inputs import parse_inputs, parse_json
+
+    async with open_control(settings) as control:
+        spec = _spec(await control.registry.snapshot(), model)
+    arrays, parameters = parse_json(text, spec) if text else (parse_inputs(inputs, spec), {})
+    return str(spec.key), arrays, parameters or None
+
+
+def _client() -> InferenceClient:
+    from contracts.settings import load_settings
     from producer.client import InferenceClient
     from producer.settings import ClientSettings
 
-    async with open_control(settings) as control:
-        state = await control.registry.snapshot()
-        spec = _spec(state, model)
-    arrays, parameters = parse_json(text, spec) if text else (parse_inputs(inputs, spec), {})
-    client_settings = load_settings(ClientSettings, inbox=_INBOX)
-    async with InferenceClient(client_settings) as client:
-        return await client.infer(
-            str(spec.key), arrays, parameters=parameters or None, ttl_seconds=ttl, raise_on_error=False
-        )
+    return InferenceClient(load_settings(ClientSettings, inbox=_INBOX))
 
 
-def _spec(state: Any, model: str) -> ModelSpec:
-    """The model version that answers. Raises ModelNotFound with what there is."""
+def _spec(state: Any, model: str) -> ModelSpec | PipelineSpec:
+    """The model version or pipeline that answers. Raises ModelNotFound with what there is."""
     from contracts.names import ModelVersion
+    from contracts.pipelines import PipelineSpec
     from contracts.routing import pin
 
     name, number = (ModelVersion.parse(model)) if "@" in model else (model, None)
     key = pin(name, number, routes=state.routes, deployed=state.served)
+    if key in state.pipelines:
+        return PipelineSpec.model_validate(state.pipelines[key].spec)
     if key not in state.models:
         msg = f"{key} is deployed but not registered: apply its fleet file again"
         raise ModelNotFound(msg)
@@ -102,6 +130,23 @@ def _show(response: Response, *, as_json: bool) -> None:
     try:
         response.raise_for_status()
     except DeadlineExceeded as exc:
-        msg = f"{exc}; `headrace status` tells whether a worker is ready, --ttl sets how long to wait"
-        raise NotReady(msg) from exc
+        raise _not_ready(exc) from exc
     print(response_text(response))
+
+
+def _not_ready(exc: DeadlineExceeded) -> NotReady:
+    return NotReady(f"{exc}; `headrace status` tells whether a worker is ready, --ttl sets how long to wait")
+
+
+def _show_part(part: Response, *, as_json: bool) -> None:
+    from deploy.cli.inputs import outputs_text, receipt_text, response_json
+    from deploy.cli.output import print_json
+
+    if as_json:
+        print_json({**response_json(part), "index": part.index, "final": part.final})
+        return
+    text = outputs_text(part)
+    if text:
+        print(f"part {part.index}\n{text}", flush=True)
+    if part.final:
+        print(receipt_text(part))

@@ -72,12 +72,16 @@ async def _knobs(settings: HeadraceSettings, name: str, changes: list[str], *, a
                 faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in exc.errors())
                 raise ConfigurationError(faults) from exc
         effective = found.applied(model.spec.batching)
+        ceilings = await control.registry.ceilings(key)
+        living = (await control.leases.state()).leases if ceilings else {}
+        ceilings = {lease: rows for lease, rows in sorted(ceilings.items()) if lease in living}
         if changes:
             await control.registry.put_knobs(key, found)
     set_by_hand = found.model_dump(exclude_none=True)
     values = {knob: getattr(effective, knob) for knob in Knobs.model_fields}
     if as_json:
-        print_json({"model": name, "knobs": values, "set_by_hand": sorted(set_by_hand)})
+        print_json({"model": name, "knobs": values, "set_by_hand": sorted(set_by_hand), "memory_rows": ceilings})
         return
     rows = [(knob, str(value), "by hand" if knob in set_by_hand else "") for knob, value in values.items()]
+    rows += [("(memory)", f"{most} rows", f"learned by {lease}") for lease, most in ceilings.items()]
     console().print(table("knob", "value", "set", rows=rows))

@@ -34,6 +34,7 @@ from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
 from tests.chaos.hostile import HOSTILE
 from tests.chaos.load import FOLDER, MODEL, Load, deployment
+from tests.chaos.pipelines import JOBS, PIPELINES
 from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
 from tests.e2e.hostile_kit import hostile_fleet
 
@@ -96,11 +97,13 @@ async def run_hostile(name: str, repeats: int, in_flight: int, *, env: dict[str,
 
 
 async def _run(arguments: argparse.Namespace) -> int:
-    names = arguments.scenarios or [name for name in (*SCENARIOS, *HOSTILE) if name != "kill-broker"]
+    names = arguments.scenarios or [name for name in (*SCENARIOS, *HOSTILE, *PIPELINES) if name != "kill-broker"]
     rows = []
     for name in names:
         if name in HOSTILE:
             rows.append(await run_hostile(name, arguments.repeats, arguments.in_flight))
+        elif name in PIPELINES:
+            rows.append({"scenario": name, **await PIPELINES[name](arguments.jobs, arguments.in_flight)})
         elif name == "kill-broker":
             async with three_brokers() as (stack, kafka):
                 rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight, kafka))
@@ -109,7 +112,9 @@ async def _run(arguments: argparse.Namespace) -> int:
                 rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight))
         print_table([rows[-1]])
     write_results(f"chaos-{arguments.kafka}" if arguments.kafka != "embedded" else "chaos", {"rows": rows})
-    return int(any(row["lost"] or row["doubled"] or row["mixed"] or row["errors"] for row in rows))
+    return int(
+        any(row["lost"] or row["doubled"] or row["mixed"] or row["errors"] or row.get("wrong_ids") for row in rows)
+    )
 
 
 def main() -> None:
@@ -118,12 +123,13 @@ def main() -> None:
     parser.add_argument(
         "scenarios",
         nargs="*",
-        choices=[*SCENARIOS, *HOSTILE, []],
+        choices=[*SCENARIOS, *HOSTILE, *PIPELINES, []],
         metavar="SCENARIO",
-        help=", ".join((*SCENARIOS, *HOSTILE)),
+        help=", ".join((*SCENARIOS, *HOSTILE, *PIPELINES)),
     )
     parser.add_argument("--kafka", choices=["embedded", "home"], default="embedded")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=JOBS, help="of each pipeline")
     parser.add_argument("--in-flight", type=int, default=256)
     telemetry.configure_logging("chaos", level="WARNING")
     sys.exit(uvloop.run(_run(parser.parse_args())))

@@ -12,8 +12,9 @@ import pytest
 
 from contracts import codec, messages, tensors
 from contracts.errors import ConfigurationError, InvalidRequest
-from contracts.messages import ReplyAddress, RequestBody, RequestHeaders, Status
-from contracts.specs import BatchingSpec, ModelSpec, parse_model
+from contracts.messages import ReplyAddress, RequestBody, RequestHeaders, SequenceStep, Status
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import ModelSpec, parse_model
 from workers.ingest import responder, validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,16 +59,26 @@ def test_the_version_is_named() -> None:
 
 
 def test_every_request_header_is_in_its_table() -> None:
-    every = RequestHeaders("id", ReplyAddress("t", 0, "k"), 1, "m", 1, 2, "high", "t", "p")
+    every = RequestHeaders("id", ReplyAddress("t", 0, "k"), 1, "m", 1, 2, "high", "t", "p", stream=True)
+    every = msgspec.structs.replace(every, sequence=SequenceStep("s", start=True, end=True))
     assert sorted(table_words("Request", "header")) == sorted(key for key, _ in codec.encode_headers(every))
 
 
 def test_every_key_of_a_request_body_is_in_its_table() -> None:
-    assert table_words("Request", "key") == list(messages.RequestBody.__struct_fields__)
+    words = table_words("Request", "key") + table_words("Pipelines", "key")
+    assert words == list(messages.RequestBody.__struct_fields__)
+
+
+def test_every_header_of_a_step_is_in_its_table() -> None:
+    hop = messages.Hop("job", "0" * 32, "p@1", "step", (1,), 5)
+    plain, step = RequestHeaders("id", None), RequestHeaders("id", None, hop=hop)
+    known = {key for key, _ in codec.encode_headers(plain)}
+    added = {key for key, _ in codec.encode_headers(step)} - known
+    assert set(table_words("Pipelines", "header")) == added
 
 
 def test_every_response_header_is_in_its_table() -> None:
-    headers = codec.encode_response_headers("id", Status.OK, "token")
+    headers = codec.encode_stream_headers("id", Status.OK, "token", index=1, run="run")
     assert table_words("Response", "header") == [key for key, _ in headers]
 
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from contracts.messages import Status
+from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.settings import load_settings
 from deploy.cli.apply import carry_out, plan_changes
@@ -41,15 +42,17 @@ class Model:
         for wish in inputs["x"].ravel().tolist():
             if wish == -1:
                 os._exit(9)
+        if {limit} and len(inputs["x"]) > {limit} and inputs["x"].any():
+            raise MemoryError
         time.sleep({seconds})
         return {{"y": inputs["x"] * {factor}}}
 """
 
 
-def write_model(root: Path, name: str, *, seconds: float, factor: int) -> None:
+def write_model(root: Path, name: str, *, seconds: float, factor: int, limit: int = 0) -> None:
     folder = root / "models" / name / "1"
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(NAPPING.format(seconds=seconds, factor=factor))
+    (folder / "model.py").write_text(NAPPING.format(seconds=seconds, factor=factor, limit=limit))
     side = [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]
     spec = {
         "name": name, "version": 1, "backend": "python", "inputs": side,
@@ -95,6 +98,7 @@ async def running(root: Path) -> AsyncIterator[Fleet]:
     write_model(root, "quick", seconds=0.001, factor=2)
     write_model(root, "slow", seconds=0.05, factor=3)
     write_model(root, "other", seconds=0.001, factor=5)
+    write_model(root, "greedy", seconds=0.001, factor=7, limit=4)
     async with EmbeddedStack(root / "data", kafka="embedded") as stack, open_control(stack.settings()) as control:
         known = stack.settings()
         settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
@@ -113,6 +117,22 @@ async def test_models_share_one_engine_and_each_answers_its_own_requests(tmp_pat
         await kills_are_blamed_on_the_request_alone(fleet)
         await a_slow_model_does_not_crowd_out_a_quick_one(fleet)
         await models_are_regrouped_under_load(fleet)
+
+
+async def test_a_device_without_memory_for_large_batches_gets_smaller_ones(tmp_path: Path) -> None:
+    async with running(tmp_path) as fleet:
+        await fleet.apply(["quick@1", "greedy@1"])
+        assert await fleet.ask("greedy@1", *range(8)) == [7 * value for value in range(8)]
+        key = ModelVersion("greedy", 1)
+        (lease,) = await fleet.leases()
+        await wait_until(lambda: told(fleet, key, {lease.id: 4}))
+        answers = await asyncio.gather(*(fleet.ask("greedy@1", value) for value in range(40)))
+        assert answers == [[7 * value] for value in range(40)]
+        assert await fleet.control.registry.ceilings(ModelVersion("quick", 1)) == {}
+
+
+async def told(fleet: Fleet, key: ModelVersion, ceilings: dict[str, int]) -> bool:
+    return await fleet.control.registry.ceilings(key) == ceilings
 
 
 async def kills_are_blamed_on_the_request_alone(fleet: Fleet) -> None:

@@ -16,15 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from contracts.advance import advance, fire, is_ready, start
-from contracts.messages import Hop, RequestHeaders, Status
+from contracts.advance import advance, is_ready, start
+from contracts.messages import Hop, RequestHeaders
 from contracts.names import ModelVersion
 from contracts.parts import MarkerBody, PartHeaders, PartKind, joins_partition
-from contracts.plans import Answer, Ask, Emission, Failure, Outcome, Part, Plan
+from contracts.plans import Answer, Ask, Emission, Outcome, Part, Plan
 from contracts.tensors import Tensor
 from workers.draining.offsets import Arrival as OffsetArrival
 from workers.draining.offsets import OffsetTracker
-from workers.joiner.join import Arrival, Fire, JoinKey, Mark, Why
+from workers.joiner.join import Arrival, Fire, JoinKey, Mark
+from workers.joiner.records import emissions_of
 from workers.joiner.table import JoinTable
 
 Model = Callable[[ModelVersion, Sequence[Tensor]], Outcome]
@@ -308,14 +309,6 @@ class Joiner:
 
 PLANS: dict[str, Plan] = {}
 """Every plan of this process by digest, as the registry has them."""
-
-
-def emissions_of(decision: Fire) -> list[Emission]:
-    """What a join becomes."""
-    if decision.why in (Why.READY, Why.EXPIRED):
-        return fire(decision.plan, decision.key.join, decision.key.branch, decision.parts)
-    status = Status.OVERLOADED if decision.why is Why.REFUSED else Status.CANCELLED
-    return [Answer(failure=Failure(status, "refused", decision.key.join))]
 
 
 # --- joiners with a mistake -------------------------------------------------------------------------------------------

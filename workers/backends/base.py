@@ -18,7 +18,7 @@ what checks and places outputs does not know who called the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -76,6 +76,40 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the model; harmless when it was never loaded or is closed already."""
+        ...
+
+
+class StreamingBackend(Protocol):
+    """What a backend has besides, if its models may yield."""
+
+    def stream(
+        self, inputs: Arrays, rows: int, parameters: Parameters
+    ) -> Generator[object, frozenset[int] | None, object]:
+        """Begin one batch; what it yields and is sent is said in `workers.engine.streaming`."""
+        ...
+
+
+class Sequence:
+    """One step of a sequence, as a model sees it: `sequences[row]` belongs to row `row`.
+
+    `state` is None at the start, and afterwards what the last step left there. Assign it: when a batch fails, its steps
+    run again from the states that they began with, and what was changed inside an object could not be taken back.
+    """
+
+    __slots__ = ("id", "is_end", "is_start", "state")
+
+    def __init__(self, name: str, *, is_start: bool, is_end: bool, state: Any = None) -> None:
+        self.id = name
+        self.is_start = is_start
+        self.is_end = is_end
+        self.state = state
+
+
+class StatefulBackend(Protocol):
+    """What a backend has besides, if its models may keep states."""
+
+    def step(self, inputs: Arrays, rows: int, parameters: Parameters, sequences: list[Sequence]) -> Arrays:
+        """Run one batch, each row a step of another sequence."""
         ...
 
 

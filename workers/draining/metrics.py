@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contracts import telemetry
+from contracts.plans import Node
 
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
 COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
@@ -13,3 +14,9 @@ LOST_TO_RETENTION = telemetry.counter(
 )
 PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
 EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")
+SPARED = telemetry.counter("worker_rows_spared", "Rows that a condition kept from a model, as in a cascade.", "model")
+
+
+def count_spared(node: Node, rows: int) -> None:
+    """Count rows that a model was not asked for."""
+    SPARED.labels(str(node.model)).inc(rows)

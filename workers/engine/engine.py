@@ -13,13 +13,28 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from contracts.errors import ModelLoadError
 from workers.engine.model import LoadedModel
-from workers.link import Batch, FrameDecoder, Hello, Load, LoadFailed, Message, Ready, Stop, encode
+from workers.engine.streaming import LinkEnded
+from workers.link import (
+    Batch,
+    Continue,
+    Forget,
+    FrameDecoder,
+    Hello,
+    Load,
+    LoadFailed,
+    Message,
+    Part,
+    Ready,
+    Stop,
+    encode,
+)
 from workers.slots import SlotFile
 
 log = logging.getLogger(__name__)
@@ -61,6 +76,7 @@ class Engine:
     def __init__(self, link: EngineLink, token: str) -> None:
         self._link, self._token = link, token
         self._messages = link.messages()
+        self._waiting: deque[Message] = deque()
         self._models: list[LoadedModel] = []
         self._slots: SlotFile | None = None
         self._ready: Ready | None = None
@@ -92,15 +108,38 @@ class Engine:
             raise RuntimeError("nothing is loaded")
         link, models = self._link, self._models
         link.send(self._ready)
-        for message in self._messages:
+        for message in self._in_turn():
             if isinstance(message, Batch):
-                link.send(models[message.model].run(message))
+                link.send(models[message.model].run(message, self._exchange))
                 if self._is_quiet:
                     return
             elif isinstance(message, Stop):
                 return
-            else:
+            elif isinstance(message, Forget):
+                models[message.model].states.forget(message.sequences)
+            elif not isinstance(message, Continue):  # one for a stream that ended otherwise
                 raise TypeError(f"{type(message).__name__} while batches are served")
+
+    def _in_turn(self) -> Iterator[Message]:
+        """What ingest sends, what came in the middle of a stream first."""
+        while True:
+            message = self._waiting.popleft() if self._waiting else next(self._messages, None)
+            if message is None:
+                return
+            yield message
+
+    def _exchange(self, part: Part) -> Continue:
+        """Hand over a part and wait until it was read; what comes meanwhile has to wait. Raises LinkEnded."""
+        try:
+            self._link.send(part)
+        except ConnectionError as exc:
+            raise LinkEnded(str(exc)) from exc
+        for message in self._messages:
+            if not isinstance(message, Continue):
+                self._waiting.append(message)
+            elif (message.slot, message.sequence) == (part.slot, part.sequence):
+                return message
+        raise LinkEnded("the link ended in the middle of a stream")
 
     def quiet(self) -> None:
         """Finish the running batch, then let `serve` return; safe in a signal handler."""

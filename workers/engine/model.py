@@ -12,15 +12,17 @@ import os
 import time
 import traceback
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from pydantic import ValidationError
 
 from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
 from workers.backends import new_backend
-from workers.backends.base import Backend, ModelContext, visible_device
+from workers.backends.base import Arrays, Backend, ModelContext, StatefulBackend, StreamingBackend, visible_device
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
+from workers.engine.states import States, made_up
+from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
 from workers.link import Batch, Done, Failed, ModelToLoad
 from workers.slots import SlotFile
 
@@ -37,6 +39,9 @@ class LoadedModel:
         self._slots = slots
         self._outputs = OutputRegions(spec.outputs, slots.output_bytes)
         self._seen: set[str] = set()
+        self._streaming = cast("StreamingBackend", backend) if spec.streaming else None
+        self._stateful = cast("StatefulBackend", backend) if spec.sequences is not None else None
+        self.states = States()
 
     @classmethod
     def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
@@ -68,7 +73,7 @@ class LoadedModel:
             if inputs is None:
                 return
             try:
-                self._outputs.place(self.backend.infer(inputs, rows, {}), rows)
+                self._try(inputs, rows)
             except OutputMismatch as exc:
                 raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros: {exc}") from exc
             except MemoryError as exc:
@@ -79,20 +84,43 @@ class LoadedModel:
                 log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
                 return
 
-    def run(self, batch: Batch) -> Done | Failed:
-        """Run a batch whose inputs stand in its slot; afterwards its outputs do."""
-        started = time.perf_counter_ns()
+    def _try(self, inputs: Arrays, rows: int) -> None:
+        if self._streaming is not None:
+            first_step(self._streaming.stream(inputs, rows, {}), self._outputs, rows)
+        elif self._stateful is not None:
+            self._outputs.place(self._stateful.step(inputs, rows, {}, made_up(rows)), rows)
+        else:
+            self._outputs.place(self.backend.infer(inputs, rows, {}), rows)
+
+    def run(self, batch: Batch, exchange: Exchange = nobody) -> Done | Failed:
+        """Run a batch whose inputs stand in its slot; afterwards its outputs do. A stream's parts go to `exchange`.
+
+        Raises LinkEnded when that cannot be done.
+        """
+        started, step_us = time.perf_counter_ns(), 0
         slots, slot, rows = self._slots, batch.slot, batch.rows
         try:
             inputs = read_inputs(slots.input(slot), batch.inputs)
-            regions = self._outputs.write(self.backend.infer(inputs, rows, batch.parameters), rows, slots.output(slot))
+            if self._streaming is not None:
+                steps = self._streaming.stream(inputs, rows, batch.parameters)
+                regions, step_us = stream(steps, batch, self._outputs, slots.output(slot), exchange)
+            elif self._stateful is not None:
+                sequences = self.states.of(batch.sequences, rows)
+                outputs = self._stateful.step(inputs, rows, batch.parameters, sequences)
+                regions = self._outputs.write(outputs, rows, slots.output(slot))
+                self.states.keep(sequences)
+            else:
+                outputs = self.backend.infer(inputs, rows, batch.parameters)
+                regions = self._outputs.write(outputs, rows, slots.output(slot))
+        except LinkEnded:
+            raise
         except OutputMismatch as exc:
             return self._failed(batch, "output", exc, str(exc))
         except MemoryError as exc:
             return self._failed(batch, "memory", exc, _in_a_line(exc))
         except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
             return self._failed(batch, "error", exc, _in_a_line(exc))
-        return Done(slot, batch.sequence, regions, (time.perf_counter_ns() - started) // 1000)
+        return Done(slot, batch.sequence, regions, (time.perf_counter_ns() - started) // 1000, step_us)
 
     def _failed(
         self, batch: Batch, kind: Literal["error", "memory", "output"], exc: BaseException, message: str

@@ -12,22 +12,24 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
 from contracts.clock import Clock
-from contracts.messages import Receipt, Status
-from contracts.specs import BatchingSpec, ModelSpec
+from contracts.messages import Status
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import ModelSpec
 from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.flight import Flight
+from workers.ingest.gate import Gate
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.layout import Layout
 from workers.ingest.policy import Cut, Policy, Wait
-from workers.ingest.responder import Responder
-from workers.ingest.split import Answers, forget, is_settled, split
+from workers.ingest.split import Answering, Answers, forget, is_settled, split
+from workers.ingest.streams import Streams
 from workers.ingest.suspects import Suspects
-from workers.link import Batch, Done, Failed
+from workers.link import Batch, Continue, Done, Failed, Forget, Part
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +41,6 @@ _FULL = "the worker's queue is full; try again later"
 _refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
-class _InFlight(NamedTuple):
-    deliveries: list[Delivery]
-    rows: int
-    cut: str
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nothing may run beside it."""
-        return self.deliveries[0].is_suspect
-
-
 class Batcher:
     """One model's queue and the batches of it that the engine holds."""
 
@@ -59,8 +50,8 @@ class Batcher:
         launcher: Launcher,
         *,
         clock: Clock,
-        responder: Responder,
-        send: Callable[[Batch], None],
+        responder: Answering,
+        send: Callable[[Batch | Continue | Forget], None],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
         suspects: Suspects,
@@ -79,7 +70,7 @@ class Batcher:
         self._cancelled = cancelled
         self._suspects = suspects
         self._worker = worker
-        self._in_flight: dict[int, _InFlight] = {}
+        self._in_flight: dict[int, Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
         self._arrived_rows = 0
@@ -87,10 +78,20 @@ class Batcher:
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
-        self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
-        self.room = asyncio.Event()
-        """Set while the queue takes more."""
-        self.room.set()
+        self.queue = BatchQueue(per_key=spec.batching.order == "per_key" or spec.sequences is not None)
+        self._gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
+        self._streams = Streams(
+            slots=self._slots,
+            clock=clock,
+            responder=responder,
+            send=send,
+            is_trusted=is_trusted,
+            cancelled=cancelled,
+            settle=self._settle,
+            worker=worker,
+        )
+        self._room = asyncio.Event()
+        self._room.set()
         self._number = launcher.join(self)
         self.configure(spec.batching)
 
@@ -99,8 +100,8 @@ class Batcher:
         self._policy.configure(knobs)
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
-        self._largest = self._policy.buckets.top
-        self.tell_room()
+        self._largest = int(min(self._policy.buckets.top, self._policy.ceiling))
+        self.look()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
@@ -115,10 +116,21 @@ class Batcher:
 
     def pump(self) -> None:
         """Launch what can be launched now, of this and every other model."""
-        if self._arrived_rows:
-            self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
-            self._arrived_rows = 0
         self._launcher.pump()
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a batch."""
+        return self.queue.rows
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue takes more."""
+        return self._room.is_set()
+
+    async def wait_for_room(self) -> None:
+        """Return when it does."""
+        await self._room.wait()
 
     @property
     def is_waiting(self) -> bool:
@@ -140,7 +152,8 @@ class Batcher:
             taken = self._next()
             if isinstance(taken, Launch):
                 return taken
-            deliveries, reason = taken
+            found, reason = taken
+            deliveries = self._gate.admitted(found, self.in_flight)
             if deliveries and self._launch(deliveries, reason):
                 return Launch.DONE
         return Launch.NONE
@@ -153,7 +166,7 @@ class Batcher:
     @property
     def in_flight(self) -> list[Delivery]:
         """What the engine has."""
-        return [delivery for flight in self._in_flight.values() for delivery in flight.deliveries]
+        return [delivery for flight in self._in_flight.values() for delivery in flight.open]
 
     def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect before anything else."""
@@ -168,12 +181,16 @@ class Batcher:
         """How many more rows the queue is to have, at least one."""
         return self._limit if self._rejects else max(1, self._limit - self.queue.rows)
 
-    def tell_room(self) -> None:
-        """Say whether the queue takes more."""
+    def look(self) -> None:
+        """Note what has arrived, say whether the queue takes more, and let streams go on that had no room."""
+        if self._arrived_rows:
+            self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
+            self._arrived_rows = 0
+        self._streams.resume()
         if self.queue.rows >= self._limit and not self._rejects:
-            self.room.clear()
+            self._room.clear()
         elif self.queue.rows <= self._limit // 2 or self._rejects or self._is_stale:
-            self.room.set()  # of a queue that grows stale half may not be worth a batch; the log has fresher ones
+            self._room.set()  # of a queue that grows stale half may not be worth a batch; the log has fresher ones
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
@@ -215,7 +232,9 @@ class Batcher:
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
-        if not self._cancelled and all(d.deadline > now and d.whole is None for d in deliveries):
+        if not self._cancelled and all(
+            d.deadline > now and d.whole is None and d.origin.leg is None for d in deliveries
+        ):
             return deliveries
         living = []
         for delivery in deliveries:
@@ -253,13 +272,15 @@ class Batcher:
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
-        self._in_flight[slot] = flight = _InFlight(deliveries, rows, reason)
+        stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
+        self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
         self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, deliveries[0].parameters))
+        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
         return True
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
@@ -277,14 +298,35 @@ class Batcher:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
         seconds = done.compute_us / 1e6
-        self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
+            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        self._gate.ran(flight.open)
         self.pump()
         metrics.COMPUTE.observe(seconds)
-        self._answer(flight, done)
+        if flight.stream is None:
+            self._answer(flight, done)
+        else:
+            self._streams.finish(flight, done)
+        self._responder.count_successes()
         self._launcher.release(done.slot)
         self.pump()
 
-    def _answer(self, flight: _InFlight, done: Done) -> None:
+    def part(self, part: Part) -> None:
+        """Send a part to each request that it is for; the engine goes on when there is room for more."""
+        flight = self._in_flight[part.slot]
+        if flight.stream is not None:
+            self._streams.part(flight, part)
+            self.pump()
+
+    def is_held(self, slot: int) -> bool:
+        """Whether the engine waits with the batch in a slot until its part was taken."""
+        return self._in_flight[slot].is_held
+
+    async def sweep_loop(self) -> None:
+        """Have the engine forget sequences that are over, until cancelled."""
+        await self._gate.sweep_loop(self._send, self._number)
+
+    def _answer(self, flight: Flight, done: Done) -> None:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
@@ -292,23 +334,13 @@ class Batcher:
         for index, delivery in enumerate(flight.deliveries):
             if delivery.deadline < arrives:
                 late += delivery.rows
-            receipt = Receipt(
-                worker=self._worker,
-                device=device,
-                attempt=delivery.origin.attempt,
-                batch_rows=flight.rows,
-                cut=flight.cut,
-                queued_us=delivery.queued_us,
-                batched_us=delivery.batched_us,
-                computed_us=int((now - delivery.launched) * 1e6),
-            )
+            receipt = flight.receipt(delivery, now, self._worker, device)
             try:
                 succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
             except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
                 log.exception("a result cannot be encoded")
                 self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
-        self._responder.count_successes()
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
         self._policy.answered(now, flight.rows, late)
@@ -317,9 +349,12 @@ class Batcher:
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
-        deliveries = self._in_flight.pop(failed.slot).deliveries
+        flight = self._in_flight.pop(failed.slot)
+        deliveries, rows = flight.open, flight.rows
         self._launcher.release(failed.slot)
-        if not self._is_trusted():
+        if failed.kind == "memory" and rows > 1:
+            self._learn_ceiling(rows)
+        if not deliveries or not self._is_trusted():
             self._forget(deliveries)
         elif len(deliveries) > 1:
             self.queue.put_groups(isolate.halves(deliveries))
@@ -329,6 +364,8 @@ class Batcher:
         elif failed.kind == "output":
             self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
             self._settle(deliveries[0])
+        elif self._can_split(deliveries[0]):
+            self.queue.put_groups(isolate.singles(split(deliveries[0], self._largest)))
         elif deliveries[0].memory_failures == 0:
             deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
             self.queue.put_groups([deliveries])
@@ -337,19 +374,35 @@ class Batcher:
             self._settle(deliveries[0])
         self.pump()
 
+    def _learn_ceiling(self, rows: int) -> None:
+        """Cut no batch as large as one that the device had no memory for."""
+        model = str(self._spec.key)
+        metrics.OUT_OF_MEMORY.labels(model).inc()
+        if self._policy.out_of_memory(rows):
+            self._largest = least = int(min(self._policy.buckets.top, self._policy.ceiling))
+            metrics.MEMORY_ROWS.labels(model).set(least)
+            self._suspects.journal.ceiling(self._spec.key, least)
+            log.warning("%s: no memory for a batch of %d rows; from now on at most %d", model, rows, least)
+
+    def _can_split(self, delivery: Delivery) -> bool:
+        """Whether a request that is too large for the device may be run in parts: not one whose rows are a sequence."""
+        return delivery.rows > self._largest and delivery.whole is None and not self._spec.batching.padding.offsets
+
     def _settle(self, delivery: Delivery) -> None:
         self._suspects.settled(delivery)
         self.queue.settled(delivery)
 
     def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
-        flights, self._in_flight = list(self._in_flight.values()), {}
+        flights, self._in_flight = [flight for flight in self._in_flight.values() if flight.open], {}
+        self._streams.engine_lost()
+        self._gate.engine_lost()
         for flight in reversed(flights):
             if not self._is_trusted():
-                self._forget(flight.deliveries)
+                self._forget(flight.open)
                 continue
-            self._suspects.lost(flight.deliveries, is_alone=was_alone and len(flight.deliveries) == 1)
-            self._try_alone(flight.deliveries)
+            self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
+            self._try_alone(flight.open)
 
     def _try_alone(self, deliveries: list[Delivery]) -> None:
         """Queue suspects, each by itself, and put aside those that had their chances."""
@@ -369,12 +422,12 @@ class Batcher:
             forget(delivery)
             self.queue.settled(delivery)
 
-    def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
+    def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
         for delivery in self.queue.remove(unwanted):
             self._suspects.dropped(delivery)
             forget(delivery)
-        self.tell_room()
+        self.look()
 
     def stop(self) -> None:
         """Cut no further batch."""

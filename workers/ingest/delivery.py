@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
-from contracts.messages import Parameters, ReplyAddress, RequestHeaders
+from contracts.messages import Parameters, ReplyAddress, RequestHeaders, SequenceStep
 from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 
@@ -31,6 +31,15 @@ class Leg:
         self.deadline = deadline
         self.carried: tuple[Tensor, ...] = ()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its job has ended without it, as far as this worker knows."""
+        return False
+
+    def end(self) -> bool:
+        """It leaves this worker's hands without an outcome; whether its record does, too."""
+        return True
+
 
 class Origin(NamedTuple):
     """Where a record came from and where its response goes; all that an answer needs.
@@ -53,14 +62,21 @@ class Origin(NamedTuple):
         return self.request_id if hop is None else hop.job
 
 
+class Place(NamedTuple):
+    """Where a part stands: its number in a stream, and the name of the execution."""
+
+    number: int
+    run: str
+
+
 class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
     was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
-    is where it stands in its line: the queue's own. `whole` is the request of which it is part number `part`, None when
-    the request was not split.
+    is where it stands in its line: the queue's own. `stream` says that its caller takes parts. `whole` is the request
+    of which it is part number `part`, None when the request was not split.
     """
 
     __slots__ = (
@@ -81,6 +97,8 @@ class Delivery:
         "part",
         "queued_us",
         "rows",
+        "sequence",
+        "stream",
         "taken",
         "urgency",
         "whole",
@@ -98,6 +116,8 @@ class Delivery:
         deadline: float,
         queued_us: int,
         lane: int = NORMAL,
+        stream: bool = False,
+        sequence: SequenceStep | None = None,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -108,6 +128,8 @@ class Delivery:
         self.deadline = deadline
         self.queued_us = queued_us
         self.lane = lane
+        self.stream = stream
+        self.sequence = sequence
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0
@@ -119,6 +141,11 @@ class Delivery:
         self.memory_failures = 0
         self.is_journaled = False
         self.is_watched = False
+
+    @property
+    def order_key(self) -> bytes | None:
+        """What it must not overtake others of, nor run beside them: its sequence, or else its record's key."""
+        return self.origin.record.key if self.sequence is None else self.sequence.id.encode()
 
     @property
     def is_suspect(self) -> bool:

@@ -14,7 +14,22 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from workers.ingest.engine_process import EngineProcess, peer_pid
-from workers.link import Batch, Done, Failed, FrameDecoder, Hello, Load, LoadFailed, Message, Ready, Stop, encode
+from workers.link import (
+    Batch,
+    Continue,
+    Done,
+    Failed,
+    Forget,
+    FrameDecoder,
+    Hello,
+    Load,
+    LoadFailed,
+    Message,
+    Part,
+    Ready,
+    Stop,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +42,9 @@ class EngineHandler(Protocol):
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
+
+    def engine_part(self, part: Part) -> None:
+        """A streaming model yielded, and waits for Continue."""
 
     def engine_failed(self, failed: Failed) -> None:
         """A batch has no outputs."""
@@ -123,10 +141,10 @@ class EngineLink:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
-    def send(self, batch: Batch) -> None:
-        """Give the engine a batch; nothing is sent while none is connected."""
+    def send(self, message: Batch | Continue | Forget) -> None:
+        """Give the engine something to do; nothing is sent while none is connected."""
         if self._current is not None:
-            self._current.send(batch)
+            self._current.send(message)
 
     def kill(self) -> None:
         """End the engine at once; what it holds is lost, and `engine_lost` follows."""
@@ -182,6 +200,8 @@ class EngineLink:
             return
         if isinstance(message, Done):
             self._handler.engine_done(message)
+        elif isinstance(message, Part):
+            self._handler.engine_part(message)
         elif isinstance(message, Failed):
             self._handler.engine_failed(message)
         elif isinstance(message, Ready):

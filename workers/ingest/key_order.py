@@ -1,4 +1,4 @@
-"""Requests with the same record key, one at a time and in the order of the log.
+"""Requests with the same key (their sequence, or else their record's key), one at a time and in the order of the log.
 
 The first request of a key goes on; those behind it wait here until it has its outcome, whatever that is. So no request
 of a key overtakes another, and none of them run at the same time, retries and bisections included. Records without a
@@ -23,7 +23,7 @@ class KeyOrder:
 
     def admit(self, delivery: Delivery) -> bool:
         """Whether a delivery may go on now; if not it is kept until those before it are settled."""
-        key = delivery.origin.record.key
+        key = delivery.order_key
         if key is None:
             return True
         behind = self._behind.get(key)
@@ -36,7 +36,7 @@ class KeyOrder:
 
     def settle(self, delivery: Delivery) -> Delivery | None:
         """A delivery that went on has its outcome; returns the one that goes on next."""
-        key = delivery.origin.record.key
+        key = delivery.order_key
         if key is None or key not in self._behind:
             return None
         behind = self._behind[key]

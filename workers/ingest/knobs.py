@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contracts.adapters.registry import Registry
 from contracts.errors import ConfigurationError, TransportError
 from contracts.names import ModelVersion
-from contracts.specs import BatchingSpec
+from contracts.serving_specs import BatchingSpec
 
 log = logging.getLogger(__name__)
 

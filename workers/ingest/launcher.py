@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from contracts.clock import Clock
 from workers.ingest.policy import DEPTH, Engine
 from workers.ingest.turns import Claimant, Turns
-from workers.link import Done, Failed
+from workers.link import Done, Failed, Part
 from workers.slots import SlotFile, SlotPool
 
 
@@ -49,8 +49,14 @@ class Launching(Protocol):
     def launch_next(self) -> Launch:
         """Launch a batch if one is due."""
 
-    def tell_room(self) -> None:
-        """Say whether the queue takes more."""
+    def look(self) -> None:
+        """Note what has arrived, and whether the queue takes more."""
+
+    def part(self, part: Part) -> None:
+        """The engine has a part of the answer to one of its batches, and waits."""
+
+    def is_held(self, slot: int) -> bool:
+        """Whether the engine waits with the batch in a slot until its part was taken."""
 
     def done(self, done: Done) -> None:
         """The engine has computed one of its batches."""
@@ -99,8 +105,13 @@ class Launcher:
 
     @property
     def running(self) -> tuple[int, int] | None:
-        """Model and number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
-        return next(((flight.model, flight.number) for flight in self._flights.values()), None)
+        """Model and number of the step that the engine works on, None when it is idle or waits for us; it runs the
+        oldest batch first.
+        """
+        slot, flight = next(iter(self._flights.items()), (0, None))
+        if flight is None or self._models[flight.model].is_held(slot):
+            return None
+        return flight.model, flight.number
 
     def model_in(self, slot: int) -> int | None:
         """Whose batch the engine has in a slot."""
@@ -122,10 +133,12 @@ class Launcher:
         try:
             while self._pump_again:
                 self._pump_again = False
+                for batches in self._models:
+                    batches.look()
                 while self._has_place() and self._launch_one():
                     pass
                 for batches in self._models:
-                    batches.tell_room()
+                    batches.look()
         finally:
             self._is_pumping = False
 
@@ -175,6 +188,14 @@ class Launcher:
         self._turns.charge(model, seconds)
 
     # --- back from the engine -----------------------------------------------------------------------------------------
+
+    def part(self, part: Part) -> None:
+        """A part of a batch's answer is in its slot; what the engine does then is another step."""
+        flight = self._flights.get(part.slot)
+        if flight is not None and self._pool.is_current(part.slot, part.sequence):
+            self._launched += 1
+            self._flights[part.slot] = flight._replace(number=self._launched)
+            self._models[flight.model].part(part)
 
     def done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""

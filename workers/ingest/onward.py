@@ -22,6 +22,7 @@ from contracts.names import ModelVersion
 from contracts.plans import Answer, Emission, Failure, Outcome, Plan, Value
 from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
+from workers.draining.metrics import count_spared
 from workers.draining.plan_cache import PlanCache
 from workers.ingest.delivery import Origin
 
@@ -113,7 +114,8 @@ class Onward:
             text = f"plan {plan.digest} has no step {hop.step!r} for {self._key}"
             return [Answer(failure=Failure(Status.INVALID, text, hop.step))]
         try:
-            return advance(plan, hop.step, hop.branch, outcome, {tensor.name: tensor for tensor in carried})
+            carried_env = {tensor.name: tensor for tensor in carried}
+            return advance(plan, hop.step, hop.branch, outcome, carried_env, spared=count_spared)
         except Exception as exc:  # let through, it would leave the job without an outcome for ever
             log.exception("job %s cannot go on behind %s", hop.job, hop.step)
             text = f"what follows could not be found: {type(exc).__name__}"

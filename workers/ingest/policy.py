@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from contracts.specs import BatchingSpec
+from contracts.serving_specs import BatchingSpec
 from workers.ingest.buckets import Buckets, bucket_sizes
 from workers.ingest.latency import ArrivalRate, LatencyTable
 
@@ -122,6 +122,8 @@ class Policy:
 
     def __init__(self, knobs: BatchingSpec) -> None:
         self.rate = ArrivalRate()
+        self.ceiling: float = math.inf
+        """Rows that the device has memory for, as far as it was found out; lasts as long as this worker."""
         self._use(knobs)
         self.configure(knobs)
 
@@ -189,13 +191,25 @@ class Policy:
                     break
         return best
 
+    def out_of_memory(self, rows: int) -> bool:
+        """A batch of `rows` rows was too large for the device; True when that was not known."""
+        if rows // 2 >= self.ceiling:
+            return False
+        self.ceiling = max(1, rows // 2)
+        return True
+
+    @property
+    def cap(self) -> int:
+        """Rows in a batch, at most."""
+        return int(min(self.buckets.top, self.guard.cap, self.ceiling))
+
     # --- what is decided ----------------------------------------------------------------------------------------------
 
     def decide(self, now: float, waiting: Waiting, engine: Engine) -> Decision:
         """Decide on arrival, when the engine has answered, and at the time that the last decision asked for."""
         if not waiting.rows or engine.in_hand >= DEPTH:
             return _HOLD
-        cap = min(self.buckets.top, self.guard.cap)
+        cap = self.cap
         rows, hopeless = self._in_time(now, min(waiting.rows, cap), waiting, engine.wait + engine.way_back)
         if engine.in_hand:
             # A request that has to wait out the running batch may be hopeless now; one that comes later is not.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from contracts import topics
 from contracts.clock import Clock
-from contracts.codec import encode_response, encode_response_headers
+from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
 from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
@@ -20,7 +20,7 @@ from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_he
 from contracts.tensors import Tensor
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
-from workers.ingest.delivery import Delivery, Origin
+from workers.ingest.delivery import Delivery, Origin, Place
 
 if TYPE_CHECKING:
     from workers.ingest.onward import Onward
@@ -29,6 +29,9 @@ MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
 _MAX_REASON = 1024
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
+
+
+_nothing = (lambda _: None, None)
 
 
 class Responder:
@@ -65,19 +68,39 @@ class Responder:
         """How long an answer travels, about."""
         return self._publisher.delay_seconds
 
-    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
-        """Answer OK. The outputs may be views: they are encoded before this returns."""
+    @property
+    def has_room(self) -> bool:
+        """Whether further results may be produced."""
+        return self._publisher.has_room
+
+    def succeed(
+        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
+    ) -> None:
+        """Answer OK, at its place in a stream. The outputs may be views: they are encoded before this returns."""
         if delivery.origin.leg is not None:
             self._succeeded += 1
             self.onward.succeed(delivery.origin, outputs, receipt)
             return
-        body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt))
+        index = 0 if place is None else place.number
+        body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt, index=index))
         if len(body) > MAX_RESPONSE_BYTES:
             text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
             self.fail(delivery, Status.INTERNAL, text)
         else:
             self._succeeded += 1
-            self._reply(delivery.origin, Status.OK, body)
+            self._reply(delivery.origin, Status.OK, body, place)
+
+    def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """Send a part of a stream; False when it is too large, and then nothing was sent."""
+        key, index, reply = self._key, place.number, delivery.origin.reply
+        body = encode_response(ResponseBody(key.model, key.version, outputs, index=index, final=False))
+        if len(body) > MAX_RESPONSE_BYTES:
+            return False
+        if reply is not None and topics.is_replies(self._prefix, reply.topic):  # if not, the final part finds out
+            request_id = delivery.origin.request_id
+            headers = encode_stream_headers(request_id, Status.PARTIAL, reply.token, index=index, run=place.run)
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing)
+        return True
 
     def count_successes(self) -> None:
         """Bring the metric up to date: once per batch, since one increment costs as much as encoding a response."""
@@ -104,14 +127,14 @@ class Responder:
 
     def retry(self, delivery: Delivery, reason: str, message: str) -> None:
         """Put a request off that failed for a reason that passes; answer INTERNAL when it has had its attempts or has
-        no time for another one.
+        no time for another one, or is a step of a sequence: later steps must not overtake it.
         """
         left = delivery.deadline - self._clock.monotonic()
 
         def give_up(_: object = None) -> None:
             self.fail(delivery, Status.INTERNAL, message, retryable=True)
 
-        if not self._postpone(delivery.origin, reason, message, left, left, give_up):
+        if delivery.sequence or not self._postpone(delivery.origin, reason, message, left, left, give_up):
             give_up()
 
     def put_off(self, origin: Origin, message: str, *, left: float, timeout: float | None) -> bool:
@@ -212,12 +235,16 @@ class Responder:
             batched_us=timing.batched_us,
         )
 
-    def _reply(self, origin: Origin, status: Status, body: bytes) -> None:
+    def _reply(self, origin: Origin, status: Status, body: bytes, place: Place | None = None) -> None:
         reply = origin.reply
         if reply is None:  # nobody asked for the result: that it ran is the outcome
             origin.claim.answered(origin.record.offset)
         elif topics.is_replies(self._prefix, reply.topic):
             headers = encode_response_headers(origin.request_id, status, reply.token)
+            if place is not None:
+                headers = encode_stream_headers(
+                    origin.request_id, status, reply.token, index=place.number, run=place.run
+                )
             settle = (origin.claim.answered, origin.record.offset)
             lost = (self._lost, origin)
             self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from contracts.errors import InvalidRequest
-from contracts.messages import Parameters, RequestBody
+from contracts.messages import Parameters, RequestBody, SequenceStep
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type, type_sizes
 from workers.ingest.buckets import padded_tail
@@ -36,7 +36,7 @@ class Validator:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._names = tuple(tensor.name for tensor in spec.request_inputs)
-        self._max_rows = spec.batching.max_request_rows or spec.batching.max_batch_size
+        self._max_rows = spec.max_request_rows
         self._reject_nan = spec.nan == "reject"
         self._fixed = all(-1 not in tensor.shape[1:] for tensor in spec.request_inputs)
         self._expected = tuple((t, t.datatype, t.shape[1:], _fixed_row_bytes(t)) for t in spec.request_inputs)
@@ -67,6 +67,13 @@ class Validator:
             tails = (expected[2] for expected in self._expected)
             shapes = tuple(padded_tail(tail, shape, self._lengths) for tail, shape in zip(tails, shapes, strict=True))
         return Checked(inputs, rows, (shapes, _parameters_key(body.parameters)))
+
+    def check_step(self, step: SequenceStep | None) -> None:
+        """Raise InvalidRequest for a step of a sequence where there are none, or for none where there must be one."""
+        if (step is None) != (self._spec.sequences is None):
+            fault = "keeps no sequences" if step is not None else "takes requests as steps of a sequence only"
+            msg = f"{self._spec.key} {fault}; see the header sequence_id"
+            raise InvalidRequest(msg)
 
     def _in_order(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         names = (inputs[0].name,) if len(inputs) == 1 else tuple(tensor.name for tensor in inputs)

@@ -7,7 +7,8 @@ import pytest
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.names import ModelVersion
-from contracts.specs import BatchingSpec, Knobs
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import Knobs
 from workers.ingest.knobs import KnobWatch
 
 DIGITS = ModelVersion("digits", 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from contracts.errors import ConfigurationError
-from contracts.specs import BatchingSpec, Knobs
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import Knobs
 from deploy.cli.knobs import changed
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.turns import CREDIT_SECONDS, Claimant, Turns
-from workers.link import Done, Failed
+from workers.link import Done, Failed, Part
 from workers.slots import SLOT_COUNT, SlotFile
 
 seconds = st.floats(0.001, 0.2)
@@ -107,6 +107,12 @@ class Model:
     def latest_start(self) -> float:
         return self.time.now + 60
 
+    def part(self, part: Part) -> None:
+        pass
+
+    def is_held(self, slot: int) -> bool:
+        return False
+
     def launch_next(self) -> Launch:
         if self.keeps and not self.launcher.is_idle:
             return Launch.KEPT
@@ -116,7 +122,7 @@ class Model:
         self.launcher.launched(slot, self.number, self.takes, is_alone=self.suspect)
         return Launch.DONE
 
-    def tell_room(self) -> None:
+    def look(self) -> None:
         pass
 
     def done(self, done: Done) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from contracts.messages import RequestBody
-from contracts.specs import BatchingSpec, ModelSpec, PaddingSpec, TensorSpec
+from contracts.serving_specs import BatchingSpec, PaddingSpec
+from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import Tensor
 from tests.deliveries import delivery
 from workers.engine.exchange import read_inputs

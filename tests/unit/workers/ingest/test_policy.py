@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contracts.specs import BatchingSpec, PaddingSpec
+from contracts.serving_specs import BatchingSpec, PaddingSpec
 from workers.ingest.buckets import Buckets, bucket_sizes
 from workers.ingest.policy import DEPTH, Cut, Engine, Hold, MissGuard, Policy, Wait, Waiting
 
@@ -255,3 +255,15 @@ def test_late_answers_widen_the_margin_and_clean_windows_narrow_it() -> None:
         guard.observe(5.0 * window, 100, 0)
         guard.judge(5.0 * window, 64)
     assert guard.margin == 0.0
+
+
+def test_a_batch_that_found_no_memory_is_halved_for_good_and_only_smaller_ones_lower_it_again() -> None:
+    policy = Policy(BatchingSpec(max_batch_size=64))
+    assert policy.cap == 64
+    assert policy.out_of_memory(48)
+    assert policy.cap == 24
+    assert not policy.out_of_memory(64)
+    policy.configure(BatchingSpec(max_batch_size=32))
+    assert policy.cap == 24
+    assert policy.out_of_memory(2)
+    assert policy.cap == 1

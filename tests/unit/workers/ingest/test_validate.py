@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from contracts.errors import InvalidRequest
 from contracts.messages import Parameters, RequestBody, Scalar
-from contracts.specs import BatchingSpec, ModelSpec, TensorSpec
+from contracts.serving_specs import BatchingSpec
+from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import Tensor
 from workers.ingest.validate import Validator
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts.advance import advance, start
 from contracts.messages import Status
 from contracts.names import ModelVersion
+from contracts.plans import Ask, Value
+from contracts.tensors import Tensor
 from tests.pipelines.fleet import compiled, ended, is_allowed, model, possible, tensors
-from tests.pipelines.random_pipelines import Generator
+from tests.pipelines.random_pipelines import TENSOR, Generator
 from tests.pipelines.world import (
     START_MS,
     Faults,
@@ -128,3 +132,22 @@ def test_without_room_a_job_ends_as_it_should_or_is_refused(seed: int) -> None:
         first = run.world.answers[job][0]
         is_refused = first.failure is not None and first.failure.status is Status.OVERLOADED
         assert is_refused or is_allowed(first, spec, run.inputs[job]) is not False
+
+
+def test_what_a_condition_spares_a_model_is_told() -> None:
+    steps = {
+        "first": {"model": "one@1", "inputs": {"x": "input.x"}},
+        "second": {
+            "model": "one@1",
+            "inputs": {"x": "input.x"},
+            "when": [{"tensor": "first.y", "op": "max_below", "value": 0.5}],
+        },
+    }
+    outputs = {"o": ["second.y", "first.y"]}
+    spec = {"name": "p", "version": 1, "inputs": [{"name": "x", **TENSOR}], "steps": steps, "outputs": outputs}
+    spared: list[tuple[str, int]] = []
+    sure = Value({"y": Tensor.from_numpy("y", np.full((3, 2), 0.9))})
+    (ask,) = start(compiled(spec), [Tensor.from_numpy("x", np.zeros((3, 2)))], {})
+    assert isinstance(ask, Ask)
+    advance(compiled(spec), "first", (), sure, ask.carried, spared=lambda node, rows: spared.append((node.name, rows)))
+    assert spared == [("second", 3)]

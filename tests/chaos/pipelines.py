@@ -1,0 +1,154 @@
+"""Jobs of two shapes while workers, joiners and the scheduler are killed, and what the log says about it afterwards.
+
+    chain   three steps, one after the other
+    fan     one step, then four, then a join
+
+Every job must end in exactly one answer with its own values; whatever ran twice must have made the same ids; and when
+all is over, joiners must have settled every part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from contracts.codec import decode_headers
+from contracts.errors import HeadraceError
+from contracts.names import ModelVersion
+from contracts.plans import child_id
+from contracts.settings import HeadraceSettings, KafkaSettings
+from deploy.cli.history import scan
+from deploy.cli.lag import Lags
+from tests.e2e.pipeline_kit import CHAIN, FAN, PipelineFleet, pipeline_fleet, row
+
+Figures = dict[str, object]
+KILL_SECONDS = 7.0
+SPREAD_SECONDS = 75.0  # over which the jobs are submitted: ten kills fall into it
+JOBS = 5000
+_TTL_SECONDS = 180.0  # far above any recovery: nothing may be excused by its deadline
+_SETTLED_SECONDS = 90.0  # finished joins are remembered for a lease's ttl and a handover
+# Each shape's answer has a tensor and the value that 0 becomes in it.
+SHAPES = {"chain": (CHAIN, "row", 3), "fan": (FAN, "head", 1)}
+
+
+async def pipeline(shape: str, jobs: int, in_flight: int, kill_seconds: float = KILL_SECONDS) -> Figures:
+    """Run so many jobs of one shape under kills; the row of the report."""
+    text, tensor, added = SHAPES[shape]
+    with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as folder:
+        async with pipeline_fleet(Path(folder)) as fleet:
+            await fleet.apply(text)
+            errors, mixed, answered, started = list[str](), 0, 0, time.monotonic()
+            numbers = iter(range(jobs))
+
+            async def caller() -> None:
+                nonlocal mixed, answered
+                for number in numbers:
+                    await asyncio.sleep(max(0.0, started + number * SPREAD_SECONDS / jobs - time.monotonic()))
+                    try:
+                        answer = await fleet.client.infer(shape, {"row": row(number)}, ttl_seconds=_TTL_SECONDS)
+                    except HeadraceError as exc:
+                        errors.append(f"{type(exc).__name__}: {exc}")
+                        continue
+                    answered += 1
+                    mixed += int(answer[tensor].to_numpy()[0, 1] != number + added)
+
+            kills = await _killing(fleet, shape, kill_seconds, [caller] * in_flight)
+            seconds = time.monotonic() - started
+            stats = fleet.client.stats()
+            for error in errors[:3]:
+                print(f"{shape}: a caller saw {error}")
+            return {
+                "requests": jobs,
+                "lost": jobs - answered - len(errors),
+                "doubled": max(0, answered - jobs),
+                "mixed": mixed,
+                "errors": len(errors),
+                "repeats": stats.duplicate + stats.late,
+                "kills": sum(kills.values()),
+                "killed": " ".join(f"{name} {count}" for name, count in sorted(kills.items())),
+                "seconds": seconds,
+                **await _history(fleet, shape),
+            }
+
+
+async def _killing(
+    fleet: PipelineFleet, shape: str, seconds: float, callers: list[Callable[[], Awaitable[None]]]
+) -> Counter[str]:
+    """Run the callers to their end, and kill something every few seconds meanwhile."""
+    kills: Counter[str] = Counter()
+    load = asyncio.gather(*(caller() for caller in callers))
+    while not load.done():
+        await asyncio.wait([load], timeout=seconds)
+        if not load.done():
+            kills[await _kill(fleet, shape)] += 1
+    await load
+    return kills
+
+
+async def _kill(fleet: PipelineFleet, shape: str) -> str:
+    """SIGKILL a random worker, joiner or the scheduler."""
+    state = await fleet.leases.state()
+    leases = [lease for lease in state.leases.values() if lease.state == "active"]
+    chosen: Any = random.choice([*leases, None])
+    if chosen is None:
+        fleet.stack.kill("scheduler")
+        return "scheduler"
+    fleet.stack.kill_worker(chosen.id)
+    return "joiner" if chosen.deployment == f"{shape}@1" else "worker"
+
+
+async def _history(fleet: PipelineFleet, shape: str) -> Figures:
+    """What the log says: ids that do not follow from their place, steps that ran again, answers and held parts."""
+    settings = HeadraceSettings(kafka=KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap)).kafka
+    found = await scan(settings, lambda topic: topic.startswith("headrace.requests.relay."), _is_step, since_ms=0)
+    wrong, asked = 0, Counter[str]()
+    for record in found.records:
+        headers = decode_headers(record.headers)
+        hop = headers.hop
+        assert hop is not None
+        wrong += headers.id != child_id(hop.job, hop.step, hop.branch)
+        asked[headers.id] += 1
+    return {
+        "wrong_ids": wrong,
+        "asked_again": sum(count - 1 for count in asked.values()),
+        "held": await _held(settings, ModelVersion(shape, 1)),
+    }
+
+
+def _is_step(_: object, headers: dict[str, bytes]) -> bool:
+    return "step" in headers
+
+
+async def _held(settings: KafkaSettings, key: ModelVersion) -> int:
+    """Records of the pipeline's own topics that are still not committed after the time for which joins are kept."""
+    lags = Lags(settings)
+    try:
+        until = time.monotonic() + _SETTLED_SECONDS
+        while True:
+            held = [*(await lags.read({key: 4})).values(), *(await lags.read_joins({key: 4})).values()]
+            left = sum(count if count is not None else 1 for count in held)
+            if not left or time.monotonic() > until:
+                return left
+            await asyncio.sleep(0.5)
+    finally:
+        await lags.close()
+
+
+async def chain(jobs: int, in_flight: int) -> Figures:
+    """A chain of three steps."""
+    return await pipeline("chain", jobs, in_flight)
+
+
+async def fan(jobs: int, in_flight: int) -> Figures:
+    """One step, four behind it, and their join."""
+    return await pipeline("fan", jobs, in_flight)
+
+
+PIPELINES: dict[str, Callable[[int, int], Awaitable[Figures]]] = {"pipeline-chain": chain, "pipeline-fan": fan}
+"""Name → what is done with so many jobs."""

@@ -1,0 +1,165 @@
+"""Streams: the parts that a batch yields, each sent to its request's caller before the engine goes on.
+
+The engine waits after every part, so a slot is never overwritten unread, a caller that has gone is noticed before the
+next step, and an engine that is faster than the log is held back by the room that the publisher has. Whoever asked
+without taking parts gets all of them joined, as one response.
+
+A part is no outcome: after a failure the request runs again from its beginning, under another name, and its caller puts
+together what fits. Only the final response settles the record.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Sequence
+
+from contracts.clock import Clock
+from contracts.messages import Status
+from contracts.tensors import Tensor
+from workers.ingest.delivery import Delivery, Place
+from workers.ingest.flight import Flight, Line, Stream
+from workers.ingest.layout import Output
+from workers.ingest.responder import MAX_RESPONSE_BYTES
+from workers.ingest.split import Answering
+from workers.link import Continue, Done, Part, Region
+from workers.slots import SlotFile
+
+_EXPIRED = "the time to live ended before the stream did"
+_PART_TOO_LARGE = f"a part of the result is above the limit of {MAX_RESPONSE_BYTES} bytes"
+_WHOLE_TOO_LARGE = f"the parts together are above the limit of {MAX_RESPONSE_BYTES} bytes; ask for them as a stream"
+_UNLIKE = "the parts have different shapes and cannot be joined; ask for them as a stream"
+
+
+class Streams:
+    """The streams that one worker's engine runs."""
+
+    def __init__(
+        self,
+        *,
+        slots: SlotFile,
+        clock: Clock,
+        responder: Answering,
+        send: Callable[[Continue], None],
+        is_trusted: Callable[[], bool],
+        cancelled: Container[str],
+        settle: Callable[[Delivery], None],
+        worker: str,
+    ) -> None:
+        """`settle` is told of each request that has its outcome; the rest is as in the batcher."""
+        self._slots = slots
+        self._clock = clock
+        self._responder = responder
+        self._send = send
+        self._is_trusted = is_trusted
+        self._cancelled = cancelled
+        self._settle = settle
+        self._worker = worker
+        self._numbers = itertools.count(1)
+        self._held: list[tuple[Stream, Part]] = []
+
+    def begin(self, deliveries: list[Delivery], rows: int) -> Stream:
+        """A batch of a streaming model is launched."""
+        return Stream(deliveries, f"{self._worker}.{next(self._numbers)}", rows)
+
+    def part(self, flight: Flight, part: Part) -> None:
+        """Hand out a part, and have the engine go on when there is room."""
+        stream = flight.stream
+        assert stream is not None  # noqa: S101 - the batcher looked
+        stream.is_held = True
+        lines = self._chosen(stream, part.rows)
+        for line, outputs in self._cut(part.outputs, part.slot, lines):
+            if part.final:
+                self._end(flight, stream, line, outputs)
+            else:
+                self._hand_out(stream, line, outputs)
+        self._held.append((stream, part))
+        self.resume()
+
+    def resume(self) -> None:
+        """Let held streams go on, if there is room."""
+        while self._held and self._responder.has_room:
+            stream, part = self._held.pop()
+            stream.is_held = False
+            now = self._clock.monotonic()
+            for line in stream.lines:
+                if line.is_open:
+                    self._let_go(line, now)
+            gone = stream.gone
+            self._send(Continue(part.slot, part.sequence, gone, stop=len(gone) == stream.rows))
+
+    def finish(self, flight: Flight, done: Done) -> None:
+        """A stream has ended: whatever is open has its final part."""
+        stream = flight.stream
+        assert stream is not None  # noqa: S101 - the batcher looked
+        ended = list(self._cut(done.outputs, done.slot, self._chosen(stream, None)))
+        for line, outputs in ended:
+            self._end(flight, stream, line, outputs)
+
+    def engine_lost(self) -> None:
+        """Nothing waits to go on any more."""
+        self._held.clear()
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _chosen(stream: Stream, rows: Sequence[int] | None) -> list[Line | None]:
+        """The lines of the rows that outputs are for; None for a row that was only filled in, or has ended."""
+        numbers = range(len(stream.lines)) if rows is None else rows
+        lines = [stream.lines[number] if number < len(stream.lines) else None for number in numbers]
+        return [line if line is not None and line.is_open else None for line in lines]
+
+    def _cut(
+        self, regions: Sequence[Region], slot: int, lines: Sequence[Line | None]
+    ) -> list[tuple[Line, tuple[Tensor, ...]]]:
+        """Each line with its row of the outputs, as views."""
+        view, counts = self._slots.output(slot), [1] * len(lines)
+        outputs = [Output(region, view, counts) for region in regions]
+        return [
+            (line, tuple(output.part(at, 1) for output in outputs)) for at, line in enumerate(lines) if line is not None
+        ]
+
+    def _hand_out(self, stream: Stream, line: Line, outputs: tuple[Tensor, ...]) -> None:
+        if not line.delivery.stream:
+            if not line.keep(outputs, MAX_RESPONSE_BYTES):
+                self._fail(line, Status.INTERNAL, _WHOLE_TOO_LARGE)
+        elif self._responder.partial(line.delivery, outputs, Place(line.index, stream.name)):
+            line.index += 1
+        else:
+            self._fail(line, Status.INTERNAL, _PART_TOO_LARGE)
+
+    def _end(self, flight: Flight, stream: Stream, line: Line, outputs: tuple[Tensor, ...]) -> None:
+        delivery = line.delivery
+        receipt = flight.receipt(delivery, self._clock.monotonic(), self._worker, self._responder.device)
+        if delivery.stream:
+            self._responder.succeed(delivery, outputs, receipt, Place(line.index, stream.name))
+            self._close(line)
+            return
+        if outputs:
+            line.keep(outputs, MAX_RESPONSE_BYTES)  # the responder sees to the size
+        whole = line.joined()
+        if whole is None:
+            self._fail(line, Status.INTERNAL, _UNLIKE)
+        else:
+            self._responder.succeed(delivery, whole, receipt)
+            self._close(line)
+
+    def _let_go(self, line: Line, now: float) -> None:
+        """Stop what nobody waits for: expired, cancelled, or another worker's by now, who begins anew."""
+        delivery = line.delivery
+        if delivery.origin.claim.is_over:
+            delivery.origin.claim.dropped()
+            self._close(line)
+        elif not self._is_trusted():
+            return
+        elif delivery.deadline <= now:
+            self._fail(line, Status.DEADLINE_EXCEEDED, _EXPIRED, retryable=True)
+        elif delivery.origin.root in self._cancelled:
+            self._fail(line, Status.CANCELLED, "cancelled by its caller while it ran")
+
+    def _fail(self, line: Line, status: Status, message: str, *, retryable: bool = False) -> None:
+        self._responder.fail(line.delivery, status, message, retryable=retryable)
+        self._close(line)
+
+    def _close(self, line: Line) -> None:
+        line.is_open = False
+        self._settle(line.delivery)
