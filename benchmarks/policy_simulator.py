@@ -26,8 +26,8 @@ from benchmarks.harness import percentile, print_table, write_results
 from benchmarks.policy_chart import draw
 from contracts.adapters.kafka import Partition
 from contracts.specs import BatchingSpec
+from workers.draining.claim import Claim
 from workers.ingest.batch_queue import BatchQueue
-from workers.ingest.claim import Claim
 from workers.ingest.delivery import Delivery, Origin
 from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 

@@ -9,7 +9,7 @@ still be answered.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from contracts.messages import (
     MAX_TTL_MS,
     WIRE_MAJOR,
     WIRE_VERSION,
+    Hop,
     ReplyAddress,
     RequestBody,
     RequestHeaders,
@@ -28,7 +29,7 @@ from contracts.messages import (
     ResponseBody,
     Status,
 )
-from contracts.names import MAX_VERSION, is_name, is_request_id
+from contracts.names import MAX_VERSION, NAME_PATTERN, is_name, is_request_id
 from contracts.tensors import Tensor
 
 Headers = Iterable[tuple[str, bytes | None]]
@@ -39,10 +40,14 @@ MAX_INLINE_BYTES = 256 * 1024
 MAX_TENSORS = 64
 MAX_PARTITION = 1_000_000
 MAX_ATTEMPTS = 1_000
+MAX_STEP_CHARACTERS = 512  # a nested pipeline's step has the names of all it is inside of
 _COMMON = frozenset({"v", "id", "re", "ttl"})
 PRIORITIES = ("high", "normal", "low")
 
 _address = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,7})/([A-Za-z0-9._~-]{1,64})")
+_digest = re.compile(r"[0-9a-f]{32}")
+_pipeline = re.compile(rf"{NAME_PATTERN}@[1-9][0-9]{{0,9}}")
+_branch = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9}){0,7}")
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(RequestBody)
 _response_decoder = msgspec.msgpack.Decoder(ResponseBody)
@@ -82,10 +87,23 @@ def encode_headers(headers: RequestHeaders) -> list[tuple[str, bytes]]:
         pairs.append(("tenant", headers.tenant.encode()))
     if headers.traceparent:
         pairs.append(("traceparent", headers.traceparent.encode()))
+    if headers.hop is not None:
+        pairs += _hop_pairs(headers.hop)
     return pairs
 
 
-def encode_request(inputs: Sequence[Tensor], parameters: dict[str, object] | None = None) -> bytes:
+def _hop_pairs(hop: Hop) -> list[tuple[str, bytes]]:
+    pairs = [("job", hop.job.encode()), ("plan", hop.plan.encode()), ("pl", hop.pipeline.encode())]
+    if hop.step:
+        pairs.append(("step", hop.step.encode()))
+    if hop.branch:
+        pairs.append(("branch", ".".join(map(str, hop.branch)).encode()))
+    if hop.left_ms is not None:
+        pairs.append(("job-ttl", _number_bytes(hop.left_ms)))
+    return pairs
+
+
+def encode_request(inputs: Sequence[Tensor], parameters: Mapping[str, object] | None = None) -> bytes:
     """The body of a request. Raises InvalidRequest for parameters that are not scalars."""
     body = {"inputs": inputs, "parameters": parameters} if parameters else {"inputs": inputs}
     try:
@@ -93,6 +111,11 @@ def encode_request(inputs: Sequence[Tensor], parameters: dict[str, object] | Non
     except (TypeError, OverflowError) as exc:
         msg = f"the request cannot be encoded: {exc}; parameters may be str, int, float or bool"
         raise InvalidRequest(msg) from exc
+
+
+def encode_step(body: RequestBody) -> bytes:
+    """The body of a request that a pipeline makes, with what travels past its model."""
+    return _encoder.encode(body)
 
 
 def _collect(pairs: Headers) -> dict[str, bytes]:
@@ -106,11 +129,12 @@ def _collect(pairs: Headers) -> dict[str, bytes]:
 def decode_address(pairs: Headers) -> tuple[str, ReplyAddress | None]:
     """The id and reply address of a record, as far as they can be read; ("", None) when they cannot.
 
-    Never raises: this is what an answer to an otherwise unreadable record needs.
+    Never raises: this is what an answer to an otherwise unreadable record needs. A step of a job is answered as
+    the job, since that is all that its caller knows.
     """
     found = _collect(pairs)
     try:
-        name = found.get("id", b"").decode("ascii")
+        name = (found.get("job") or found.get("id", b"")).decode("ascii")
         reply = _parse_address(found["re"]) if "re" in found else None
     except (UnicodeDecodeError, InvalidRequest):
         return "", None
@@ -160,7 +184,32 @@ def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeade
         priority=priority,
         tenant=_parse_tenant(found.get("tenant", b"")),
         traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
+        hop=decode_hop(base.id, found) if "plan" in found else None,
     )
+
+
+def decode_hop(request_id: str, found: Mapping[str, bytes]) -> Hop:
+    """Where in a job a record with these headers stands. Raises InvalidRequest when they contradict themselves."""
+    job, plan = found.get("job", b"").decode("ascii") or request_id, found["plan"].decode("ascii")
+    pipeline, step = found.get("pl", b"").decode("ascii"), found.get("step", b"").decode("ascii")
+    if not is_request_id(job) or _digest.fullmatch(plan) is None or _pipeline.fullmatch(pipeline) is None:
+        msg = "the headers job, plan and pl must be a request id, a plan's digest and name@version"
+        raise InvalidRequest(msg)
+    if len(step) > MAX_STEP_CHARACTERS:
+        msg = f"header step is longer than {MAX_STEP_CHARACTERS} characters"
+        raise InvalidRequest(msg)
+    left = _parse_number("job-ttl", found["job-ttl"], MAX_TTL_MS) if "job-ttl" in found else None
+    return Hop(job, plan, pipeline, step, _parse_branch(found.get("branch", b"")), left)
+
+
+@lru_cache(maxsize=4096)
+def _parse_branch(raw: bytes) -> tuple[int, ...]:
+    if not raw:
+        return ()
+    if _branch.fullmatch(raw) is None:
+        msg = "header branch must be row numbers with dots between them"
+        raise InvalidRequest(msg)
+    return tuple(int(number) for number in raw.split(b"."))
 
 
 def _parse_tenant(raw: bytes) -> str:

@@ -15,7 +15,8 @@ names below. Who ends a thing deletes its keys in the same script; the keys of `
       :ev                           stream of changes, about 10 000
       :flights                      what the workers' engines hold: <lease>/<slot> → time|topic/partition:first-last;…
       :tries:<topic>/<partition>    launches lost by offset, and `claims` without progress; ttl a day
-    <prefix>:registry:{models, deployments, routes, knobs, rev}
+    <prefix>:registry:{models, deployments, routes, knobs, pipelines, rev}
+    <prefix>:plan:<digest>          a compiled pipeline; ttl refreshed while jobs are submitted with it
     <prefix>:inbox:{<inbox>}:<partition>                  token of the client that reads it; ttl
     <prefix>:cancels                stream of cancelled request ids; ttl of the longest lived
     <prefix>:idem:<tenant>:<key>    what an idempotency key stands for, and what came of it; ttl 24 h
@@ -36,7 +37,9 @@ _POOL_WITHOUT_TTL = (
     r"epoch|tok|leader|nodes|node:[^:]+(:devs|:leases)?|devs|dev:[^:]+(:leases)?|lease:[^:]+(:parts|:want)?|lexp|quar"
     r"|topics|part:[^:]+:(want|own|since)|tenant:[^:]+|demands|demand:[^:]+|ev|flights"
 )
-WITHOUT_TTL = re.compile(rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|knobs|rev))")
+WITHOUT_TTL = re.compile(
+    rf"[^:]+:(\{{[^}}]+\}}:({_POOL_WITHOUT_TTL})|registry:(models|deployments|routes|knobs|pipelines|rev))"
+)
 """Keys that may lack a ttl; a test that finds another one has found a leak."""
 
 
@@ -63,6 +66,11 @@ def demand(prefix: str, name: str, deployment: ModelVersion) -> str:
 def registry(prefix: str) -> str:
     """The root of the registry's keys."""
     return f"{prefix}:registry"
+
+
+def plan(prefix: str, digest: str) -> str:
+    """A compiled pipeline."""
+    return f"{prefix}:plan:{digest}"
 
 
 def inbox(prefix: str, name: str) -> str:

@@ -65,6 +65,22 @@ class ReplyAddress(msgspec.Struct, frozen=True, gc=False):
         return f"{self.topic}/{self.partition}/{self.token}"
 
 
+class Hop(msgspec.Struct, frozen=True, gc=False):
+    """Where in a pipeline's job a record stands.
+
+    `job`: the id that the caller gave. `plan`: digest of the compiled plan. `pipeline`: `name@version`. `step`: the
+    node that the record is for, empty when it asks for the whole pipeline. `branch`: row numbers of the maps that it is
+    inside of. `left_ms`: what is left of the job's time to live where this step has less; None when it is the same.
+    """
+
+    job: str
+    plan: str
+    pipeline: str
+    step: str = ""
+    branch: tuple[int, ...] = ()
+    left_ms: int | None = None
+
+
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """A request's control data. `version` None leaves the version to the topic or the route table."""
 
@@ -77,13 +93,7 @@ class RequestHeaders(msgspec.Struct, frozen=True, gc=False):
     priority: str = "normal"
     tenant: str = ""
     traceparent: str = ""
-
-
-class RequestBody(msgspec.Struct, frozen=True, gc=False):
-    """What the model is asked: named tensors and scalar parameters."""
-
-    inputs: tuple[Tensor, ...]
-    parameters: Parameters = {}
+    hop: Hop | None = None
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, gc=False):
@@ -111,6 +121,27 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     computed_us: int = 0
     returned_us: int = 0
     total_us: int = 0
+
+
+class Ran(msgspec.Struct, frozen=True, gc=False):
+    """The step of a job that ended with this record, and where its time went."""
+
+    step: str
+    receipt: Receipt
+    branch: tuple[int, ...] = ()
+
+
+class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What the model is asked: named tensors and scalar parameters.
+
+    The rest is a pipeline's, and the model never sees it. `carried`: values that later steps need, named
+    `<step>.<tensor>`. `ran`: which step came before.
+    """
+
+    inputs: tuple[Tensor, ...]
+    parameters: Parameters = {}
+    carried: tuple[Tensor, ...] = ()
+    ran: Ran | None = None
 
 
 class ResponseBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -5,7 +5,7 @@ that the head of a partition is always the first that is due. A forwarder holds 
 delay, and then sends it back to the partition where it came from: not before that time, but never exactly at it.
 
     attempt         counts from 1; this copy's is one more than that of the launch that failed
-    ttl             what is left of the time to live when the record is appended
+    ttl             what is left of the time to live when the record is appended; of a job's step also job-ttl
     retry-class     why: memory, …; retry-message in words
     retry-source    <topic>/<partition>/<offset> of the launch that failed
     retry-first     Unix milliseconds at which the request was first appended
@@ -21,6 +21,7 @@ MAX_ATTEMPTS = 4
 DELAYS_SECONDS = (5.0, 30.0, 120.0)
 """Before the second, third and fourth attempt."""
 _PREFIX = "retry-"
+_TTLS = ("ttl", "job-ttl")
 _MAX_MESSAGE = 300
 
 Pairs = Sequence[tuple[str, bytes]]
@@ -50,11 +51,14 @@ def retry_headers(
     message: str,
     source: str,
     first_ms: int,
+    job_left_ms: int | None = None,
 ) -> list[tuple[str, bytes]]:
     """The headers of the copy of a request whose attempt number `attempt` failed."""
     pairs = list(own)
     known = dict(pairs)
-    kept = [(name, value) for name, value in pairs if name not in ("attempt", "ttl") and not name.startswith(_PREFIX)]
+    kept = [(name, value) for name, value in pairs if name not in ("attempt", *_TTLS) and not name.startswith(_PREFIX)]
+    if job_left_ms is not None:
+        kept.append(("job-ttl", b"%d" % max(0, job_left_ms)))
     return [
         *kept,
         ("attempt", b"%d" % (attempt + 1)),
@@ -69,7 +73,7 @@ def retry_headers(
 
 def forward_headers(own: Iterable[tuple[str, bytes]], waited_ms: int) -> list[tuple[str, bytes]]:
     """The headers of a retry that goes back after `waited_ms` in its topic."""
-    return [(name, b"%d" % max(0, _number(value) - waited_ms) if name == "ttl" else value) for name, value in own]
+    return [(name, b"%d" % max(0, _number(value) - waited_ms) if name in _TTLS else value) for name, value in own]
 
 
 def home_of(own: Iterable[tuple[str, bytes]]) -> Home | None:

@@ -9,6 +9,16 @@ from contracts.names import ModelVersion
 from contracts.specs import RouteSpec
 
 
+def labelled(model: str, label: str, routes: Mapping[str, RouteSpec]) -> int:
+    """The version that a label of a model's route stands for. Raises ModelNotFound."""
+    labels = routes[model].labels if model in routes else {}
+    if label not in labels:
+        have = f"its labels are {', '.join(sorted(labels))}" if labels else "its route has no labels"
+        msg = f"{model} has no label {label!r}; {have}"
+        raise ModelNotFound(msg)
+    return labels[label]
+
+
 def pin(
     model: str,
     version: int | None,

@@ -8,7 +8,7 @@ ConfigurationError that names file, field and remedy.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,7 +26,15 @@ def _model_name(value: str) -> str:
         raise ValueError(str(exc)) from exc
 
 
+def _model_key(value: str) -> str:
+    try:
+        return str(ModelVersion.parse(value))
+    except ConfigurationError as exc:
+        raise ValueError(str(exc)) from exc
+
+
 ModelName = Annotated[str, AfterValidator(_model_name)]
+ModelKey = Annotated[str, AfterValidator(_model_key)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 default_artefacts = {"onnx": "model.onnx", "torch": "model.pt", "python": "model.py"}
@@ -272,10 +280,13 @@ class TopicSpec(Spec):
 
 
 class DeploymentSpec(Spec):
-    """One model version that should be served."""
+    """One model version that should be served, or several that share the engines of their workers."""
 
     model: ModelName
     version: Version
+    models: tuple[ModelKey, ...] = ()
+    """In place of model and version: `name@version` of each model that the workers hold. The deployment goes by the
+    first of them."""
     workers: WorkersSpec = WorkersSpec()
     device: DeviceSpec = DeviceSpec()
     topic: TopicSpec = TopicSpec()
@@ -283,14 +294,45 @@ class DeploymentSpec(Spec):
     allow_code: bool = False
     """Whether a model whose artefact is code (python backend, TorchScript) may run here."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_the_first(cls, value: object) -> object:
+        """A deployment of several models has the name of the first; one of a single model has no list."""
+        if not isinstance(value, dict):
+            return value
+        models = value.get("models")
+        if not isinstance(models, list | tuple) or not models or not isinstance(models[0], str):
+            return value
+        try:
+            first = ModelVersion.parse(models[0])
+        except ConfigurationError as exc:
+            raise ValueError(str(exc)) from exc
+        if value.get("model", first.model) != first.model or value.get("version", first.version) != first.version:
+            msg = "give either model and version, or models"
+            raise ValueError(msg)
+        return {**value, "model": first.model, "version": first.version, "models": models if len(models) > 1 else ()}
+
+    @model_validator(mode="after")
+    def _each_once(self) -> DeploymentSpec:
+        twice = [name for name, count in Counter(self.models).items() if count > 1]
+        if twice:
+            msg = f"{twice[0]} stands twice in models"
+            raise ValueError(msg)
+        return self
+
     @property
     def key(self) -> ModelVersion:
-        """Name and version."""
+        """What the deployment goes by: its model version, the first of several."""
         return ModelVersion(self.model, self.version)
 
     @property
+    def keys(self) -> tuple[ModelVersion, ...]:
+        """All model versions that its workers serve."""
+        return tuple(map(ModelVersion.parse, self.models)) or (self.key,)
+
+    @property
     def partitions(self) -> int:
-        """Partitions of the request topic: enough that workers can be added without a partition for none."""
+        """Partitions of each request topic: enough that workers can be added without a partition for none."""
         return self.topic.partitions or max(8, 4 * self.workers.max)
 
 
@@ -298,6 +340,8 @@ class RouteSpec(Spec):
     """Which version answers requests that name none."""
 
     default: Version
+    labels: dict[ModelName, Version] = {}
+    """Names for versions, which steps of pipelines may use: `digits:stable`."""
 
 
 class FleetSpec(Spec):
@@ -307,10 +351,12 @@ class FleetSpec(Spec):
     """Folder or URL of the model repository: <name>/<version>/model.yaml with artefacts beside it."""
     deployments: tuple[DeploymentSpec, ...] = ()
     routes: dict[ModelName, RouteSpec] = {}
+    pipelines: tuple[dict[str, Any] | str, ...] = ()
+    """Pipelines, or files beside this one with a pipeline each; `contracts.pipelines` reads them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FleetSpec:
-        keys = Counter(deployment.key for deployment in self.deployments)
+        keys = Counter(key for deployment in self.deployments for key in deployment.keys)
         twice = [str(key) for key, count in keys.items() if count > 1]
         if twice:
             msg = f"{twice[0]} is deployed twice; put its workers into one deployment"

@@ -5,6 +5,9 @@
     <prefix>.retry.<model>.<version>      requests to be tried again later; one partition for each delay
     <prefix>.replies.<inbox>              responses; each client instance reads one partition of it, without a group
     <prefix>.dead.<model>                 requests that could not be answered by a result, with the reason
+    <prefix>.joins.<pipeline>.<version>   parts of a pipeline's jobs, waiting for their siblings
+
+A pipeline has a request topic like a model's, and no model may have its name.
 
 Kafka treats `.` and `_` alike in metric names, so two models that differ only there would share metrics: `collides`
 finds them when models are registered.
@@ -47,6 +50,16 @@ def dead(prefix: str, model: str) -> str:
     return f"{prefix}.dead.{model}"
 
 
+def joins(prefix: str, pipeline: str, version: int) -> str:
+    """The topic in which the parts of a pipeline's jobs meet."""
+    return f"{prefix}.joins.{pipeline}.{version}"
+
+
+def joins_group(prefix: str, pipeline: str, version: int) -> str:
+    """The group id under which joined parts are committed; nobody ever joins it."""
+    return f"{prefix}.joins.{pipeline}.{version}"
+
+
 def commit_group(prefix: str, model: str, version: int) -> str:
     """The group id under which the workers of a model version commit offsets; nobody ever joins it."""
     return f"{prefix}.{model}.{version}"
@@ -54,7 +67,20 @@ def commit_group(prefix: str, model: str, version: int) -> str:
 
 def parse_requests(prefix: str, topic: str) -> ModelVersion | None:
     """The model version that a request topic belongs to; None when it is no pinned request topic."""
-    head = f"{prefix}.requests."
+    return _versioned(f"{prefix}.requests.", topic)
+
+
+def parse_joins(prefix: str, topic: str) -> ModelVersion | None:
+    """The pipeline whose parts a topic carries; None when it is no joins topic."""
+    return _versioned(f"{prefix}.joins.", topic)
+
+
+def deployment_of(prefix: str, topic: str) -> ModelVersion | None:
+    """The model version or pipeline whose workers drain a topic; None when no worker is given partitions of it."""
+    return parse_requests(prefix, topic) or parse_joins(prefix, topic)
+
+
+def _versioned(head: str, topic: str) -> ModelVersion | None:
     if not topic.startswith(head):
         return None
     model, _, version = topic[len(head) :].rpartition(".")

@@ -24,12 +24,14 @@ from typing import Any, Self
 
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.inboxes import Inboxes
+from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
 from contracts.codec import encode_headers
 from contracts.errors import ClientClosed, TransportError
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
+from contracts.partitioner import Partitioner
 from contracts.service import Loops
 from producer.admission import check_reply_to, check_request_id, ttl_ms
 from producer.asks import Ask, Call, Sender, make_ask
@@ -37,6 +39,7 @@ from producer.directory import Directory
 from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
+from producer.jobs import PipelinePlan
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
@@ -125,6 +128,7 @@ class InferenceClient:
             prefix=settings.kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
+            store=PlanStore(self._redis),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
@@ -298,8 +302,7 @@ class InferenceClient:
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
         reply = check_reply_to(self._settings.kafka.prefix, reply_to)
         headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl)))
-        partition = self._partition(plan, key, self._clock.monotonic())
-        await self._outbox.publish(Outgoing(plan.topic, partition, body, headers), ttl)
+        await self._outbox.publish(self._outgoing(plan, body, headers, key, self._clock.monotonic()), ttl)
         return name
 
     async def withdraw(self, waiter: Waiter) -> None:
@@ -336,13 +339,27 @@ class InferenceClient:
         tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
-        partition = self._partition(plan, key, now)
+        record = self._outgoing(plan, body, [("id", name.encode()), *tail], key, now)
         future: asyncio.Future[Response] = self._loop.create_future()
-        record = Outgoing(plan.topic, partition, body, [("id", name.encode()), *tail])
         waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record)
         self._pending.add(waiter)
+        if isinstance(plan, PipelinePlan):
+            plan.opened()
+            future.add_done_callback(plan.closed)
         self._outbox.send(waiter)
         return waiter, future
+
+    def _outgoing(
+        self, plan: ModelPlan, body: bytes, headers: list[tuple[str, bytes]], key: str | bytes | None, now: float
+    ) -> Outgoing:
+        if isinstance(plan, PipelinePlan):
+            return plan.outgoing(headers, body, lambda partitioner: self._partition(partitioner, key, now))
+        return Outgoing(plan.topic, self._partition(plan.partitioner, key, now), body, headers)
+
+    def _partition(self, partitioner: Partitioner, key: str | bytes | None, now: float) -> int:
+        if key is None:
+            return partitioner.next(now, len(self._pending))
+        return partitioner.of_key(key.encode() if isinstance(key, str) else key)
 
     async def _ask(self, call: Call) -> Ask:
         """The same for a call that may share its run with others: all of it but sending."""
@@ -363,11 +380,6 @@ class InferenceClient:
         if not self._is_open:
             msg = "the client is not open: use `async with`, or await client.open()"
             raise ClientClosed(msg)
-
-    def _partition(self, plan: ModelPlan, key: str | bytes | None, now: float) -> int:
-        if key is None:
-            return plan.partitioner.next(now, len(self._pending))
-        return plan.partitioner.of_key(key.encode() if isinstance(key, str) else key)
 
     def _next_id(self) -> str:
         return f"{self._prefix}{next(self._numbers) & _ID_BITS:012x}"

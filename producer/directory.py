@@ -13,11 +13,14 @@ import secrets
 from typing import Protocol
 
 from contracts import topics
-from contracts.adapters.registry import RegistryState
+from contracts.adapters.plans import PlanStore
+from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError
 from contracts.names import ModelVersion
+from contracts.partitioner import Partitioner
+from contracts.pipelines import PipelineSpec
 from contracts.routing import pin
-from producer.partitioner import Partitioner
+from producer.jobs import PipelinePlan, compiled
 from producer.plan import ModelPlan
 
 log = logging.getLogger(__name__)
@@ -42,8 +45,17 @@ class Directory:
     """Turns what a caller names into a plan."""
 
     def __init__(
-        self, registry: RegistryView, kafka: PartitionCounts, *, prefix: str, refresh_seconds: float, longest_run: int
+        self,
+        registry: RegistryView,
+        kafka: PartitionCounts,
+        *,
+        prefix: str,
+        refresh_seconds: float,
+        longest_run: int,
+        store: PlanStore | None = None,
     ) -> None:
+        """`store`: where the plans of pipelines are put."""
+        self._store = store
         self.plans: dict[str | tuple[str, int | None], ModelPlan] = {}
         """Plans by what callers wrote; a miss means asking `plan`."""
         self._registry = registry
@@ -85,12 +97,16 @@ class Directory:
 
     async def refresh_loop(self) -> None:
         """Follow the registry and the growth of topics until cancelled."""
-        growth_due = 0.0
+        growth_due = plans_due = 0.0
         while True:
             await asyncio.sleep(self._refresh_seconds)
             growth_due += self._refresh_seconds
+            plans_due += self._refresh_seconds
             try:
                 await self._refresh()
+                if self._store is not None and plans_due >= self._store.refresh_seconds:
+                    plans_due = 0.0
+                    await self._refresh_plans(self._store)
                 if growth_due >= _GROWTH_SECONDS:
                     growth_due = 0.0
                     await self._follow_growth()
@@ -105,7 +121,7 @@ class Directory:
         if state is None:
             msg = "the registry was not read yet"
             raise ModelNotFound(msg)
-        return pin(name, version, routes=state.routes, deployed=state.deployments)
+        return pin(name, version, routes=state.routes, deployed=state.served)
 
     async def _refresh(self) -> None:
         async with self._refreshing:
@@ -116,18 +132,42 @@ class Directory:
             self._by_key.clear()
 
     async def _make(self, key: ModelVersion) -> ModelPlan:
+        state = self._state
+        if state is not None and key in state.pipelines:
+            return await self._make_pipeline(state.pipelines[key], state)
+        model = state.models.get(key) if state else None
+        topic = topics.requests(self._prefix, key.model, key.version)
+        return ModelPlan(key, topic, await self._partitioner(key), model.spec.request_inputs if model else None)
+
+    async def _make_pipeline(self, pipeline: RegisteredPipeline, state: RegistryState) -> PipelinePlan:
+        """Compile, and store the plan before anybody names it."""
+        plan = compiled(pipeline, state)
+        keys = [pipeline.key, *plan.models]
+        found = dict(zip(keys, await asyncio.gather(*map(self._partitioner, keys)), strict=True))
+        first = {topics.requests(self._prefix, *key): found[key] for key in plan.models}
+        if self._store is not None:
+            await self._store.put(plan.digest, plan.encoded)
+        spec = PipelineSpec.model_validate(pipeline.spec)
+        return PipelinePlan(plan, found[pipeline.key], first, inputs=spec, prefix=self._prefix)
+
+    async def _partitioner(self, key: ModelVersion) -> Partitioner:
         topic = topics.requests(self._prefix, key.model, key.version)
         count = await self._kafka.partitions(topic)
         if not count:
             msg = f"{key} is deployed but its topic {topic} does not exist yet: is a scheduler running?"
             raise TransportError(msg)
-        partitioner = Partitioner(count, first=secrets.randbelow(count), longest_run=self._longest_run)
-        model = self._state.models.get(key) if self._state else None
-        return ModelPlan(key, topic, partitioner, model.spec if model else None)
+        return Partitioner(count, first=secrets.randbelow(count), longest_run=self._longest_run)
 
     async def _follow_growth(self) -> None:
         for plan in list(self._by_key.values()):
-            plan.partitioner.grow(await self._kafka.partitions(plan.topic))
+            for topic, partitioner in plan.topics.items():
+                partitioner.grow(await self._kafka.partitions(topic))
+
+    async def _refresh_plans(self, store: PlanStore) -> None:
+        """What this client submits with must not run out while jobs are on their way."""
+        for plan in list(self._by_key.values()):
+            if isinstance(plan, PipelinePlan):
+                await store.put(plan.plan.digest, plan.plan.encoded)
 
 
 def _split(model: str, version: int | None) -> tuple[str, int | None]:

@@ -7,7 +7,7 @@ their own and take the model's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,10 @@ from contracts.codec import encode_request
 from contracts.errors import InvalidRequest
 from contracts.messages import Parameters
 from contracts.names import ModelVersion
-from contracts.specs import ModelSpec, TensorSpec
+from contracts.partitioner import Partitioner
+from contracts.specs import TensorSpec
 from contracts.tensors import BYTES, Tensor, check_tensor, numpy_type
 from producer.admission import check_size, check_tensor_bytes
-from producer.partitioner import Partitioner
 
 Inputs = Mapping[str, npt.ArrayLike] | Sequence[Tensor]
 """Named arrays (or lists), or tensors that are ready to travel."""
@@ -41,11 +41,19 @@ class ModelPlan:
 
     __slots__ = ("_by_name", "key", "partitioner", "topic")
 
-    def __init__(self, key: ModelVersion, topic: str, partitioner: Partitioner, spec: ModelSpec | None) -> None:
+    def __init__(
+        self, key: ModelVersion, topic: str, partitioner: Partitioner, inputs: Iterable[TensorSpec] | None
+    ) -> None:
+        """`inputs`: what it takes, None when that is not known."""
         self.key = key
         self.topic = topic
         self.partitioner = partitioner
-        self._by_name = None if spec is None else {tensor.name: _plan_input(tensor) for tensor in spec.request_inputs}
+        self._by_name = None if inputs is None else {tensor.name: _plan_input(tensor) for tensor in inputs}
+
+    @property
+    def topics(self) -> Mapping[str, Partitioner]:
+        """Where requests may go."""
+        return {self.topic: self.partitioner}
 
     def encode(self, inputs: Inputs, parameters: Parameters | None) -> bytes:
         """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""

@@ -6,7 +6,6 @@ Pure: the scheduler logs these sentences when something begins to wait, and the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -41,7 +40,8 @@ def why_waiting(snapshot: Snapshot, demand: Demands, wait: Wait) -> str:
     """One sentence on why workers are missing."""
     wanted = demand[wait.deployment]
     if wait.reason == "its model is not registered":
-        return f"model {wait.deployment} is not registered: apply the fleet file with its model folder again"
+        names = " or ".join(wanted.models)
+        return f"model {names} is not registered: apply the fleet file with its model folder again"
     if wait.reason == "recent starts failed":
         known = snapshot.backoff.get(wait.deployment)
         if known is not None:
@@ -74,25 +74,27 @@ def _gist(obstacle: Obstacle) -> str:
     return _GISTS.get(obstacle.code, obstacle.code)
 
 
-def unowned(snapshot: Snapshot, crew: Crew) -> tuple[int, ...]:
-    """The partitions of a deployment that nobody drains although somebody should."""
+def unowned(snapshot: Snapshot, crew: Crew, topic: str) -> tuple[int, ...]:
+    """The partitions of a deployment's topic that nobody drains although somebody should."""
     if not crew.wanted:
         return ()
-    known = snapshot.pool.topics.get(crew.topic)
+    known = snapshot.pool.topics.get(topic)
     own = known.own if known else {}
-    return tuple(p for p in range(snapshot.partitions_of(crew.topic)) if p not in own)
+    return tuple(p for p in range(snapshot.partitions_of(topic)) if p not in own)
 
 
-def why_unowned(snapshot: Snapshot, crew: Crew, partitions: Sequence[int]) -> str:
-    """One sentence on why partitions wait."""
-    if not partitions:
+def why_unowned(snapshot: Snapshot, crew: Crew) -> str:
+    """One sentence on why partitions wait; empty when none does."""
+    waiting = [(topic, partitions) for topic in crew.topics if (partitions := unowned(snapshot, crew, topic))]
+    if not waiting:
         return ""
-    known = snapshot.pool.topics.get(crew.topic)
+    topic, partitions = waiting[0]
+    known = snapshot.pool.topics.get(topic)
     wanted = {known.want[p] for p in partitions if p in known.want} if known else set()
-    which = f"partitions {ranges(list(partitions))}"
+    which = f"partitions {ranges(list(partitions))}" + (f" of {topic}" if len(crew.topics) > 1 else "")
     if wanted:
         return f"{which}: worker {', '.join(sorted(wanted))} is about to take them"
-    if crew.keepers:
+    if crew.keepers_of(topic, snapshot):
         return f"{which}: to be given out at the scheduler's next tick"
     if crew.starting:
         return f"{which}: the first worker is still loading its model"

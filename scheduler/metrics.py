@@ -74,13 +74,14 @@ class PoolMetrics:
             ACTIVE.labels(model, version).set(len(crew.serving))
             failed = snapshot.backoff.get(crew.deployment)
             START_FAILURES.labels(model, version).set(failed.failures if failed else 0)
-            known = snapshot.pool.topics.get(crew.topic)
             longest = 0
-            for partition in unowned(snapshot, crew):
-                key = (crew.topic, partition)
-                since = known.unsettled_since.get(partition, now) if known else now
-                waiting[key] = min(since, self._unowned_since.get(key, now))
-                longest = max(longest, now - waiting[key])
+            for topic in crew.topics:
+                known = snapshot.pool.topics.get(topic)
+                for partition in unowned(snapshot, crew, topic):
+                    key = (topic, partition)
+                    since = known.unsettled_since.get(partition, now) if known else now
+                    waiting[key] = min(since, self._unowned_since.get(key, now))
+                    longest = max(longest, now - waiting[key])
             UNOWNED.labels(model, version).set(longest / 1000)
         self._unowned_since = waiting
 

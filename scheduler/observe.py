@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
-from contracts import topics
 from contracts.adapters.leases import Leases
 from contracts.adapters.registry import Registry, RegistryState
 from contracts.names import ModelVersion
 from contracts.pool import Demand, Event, PoolState
 from scheduler.snapshot import Demands, Limits, Snapshot, Wanted
 from scheduler.starts import LOOK_BACK_MS, Starts
+from scheduler.topics import topics_of
 
 _FULL_PAGE = 1000  # events that one read returns at most
 _CHANGES_OF_DEMAND = frozenset({"registry", "demand"})
@@ -101,13 +101,14 @@ async def look(leases: Leases, registry: Registry, *, prefix: str, limits: Limit
     observer = Observer(leases, registry, prefix=prefix, limits=limits or Limits())
     await observer.follow(0)
     demand = await observer.demand()
-    return await observer.observe(
-        {topics.requests(prefix, one.spec.model, one.spec.version): one.spec.partitions for one in demand.values()}
-    )
+    return await observer.observe({name: plan.partitions for name, plan in topics_of(demand, prefix).items()})
 
 
 def _merge(known: RegistryState, demands: Mapping[ModelVersion, Demand]) -> dict[str, Wanted]:
-    return {
-        str(key): Wanted(spec, demands.get(key, Demand()), is_registered=key in known.models)
-        for key, spec in known.deployments.items()
-    }
+    found = {}
+    for key, spec in known.deployments.items():
+        pipeline = known.pipelines.get(key)
+        joins = pipeline.joins if pipeline is not None else 0
+        is_registered = pipeline is not None or all(model in known.models for model in spec.keys)
+        found[str(key)] = Wanted(spec, demands.get(key, Demand()), is_registered=is_registered, joins=joins)
+    return found

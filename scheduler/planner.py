@@ -8,7 +8,7 @@ something. Equal snapshots give equal plans, and a leader that takes over contin
 For each deployment, in this order:
 
 1. `crew.muster` says who stays and who leaves, and who gets the partitions meanwhile (make before break).
-2. `shares.divide` spreads the partitions of its topic over those, with the fewest moves: `Want`.
+2. `shares.divide` spreads the partitions of each of its topics over those, with the fewest moves: `Want`.
 3. An owner that did not let go within the handover limit loses the partition: `Evict`.
 4. Who leaves and holds nothing any more finishes: `Drain`.
 
@@ -20,17 +20,17 @@ cordoned: `Hold`.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from contracts import topics
 from contracts.names import ModelVersion
 from contracts.pool import Lease, TopicAssignments
 from scheduler.actions import Action, Commit, Drain, Evict, Hold, Wait, WaitReason, Want
-from scheduler.crew import Crew, muster
+from scheduler.crew import Crew, Muster, muster
+from scheduler.drained import drained
 from scheduler.filters import Ask, ask_of, grant_of
 from scheduler.scoring import Board
 from scheduler.shares import divide
-from scheduler.snapshot import Demands, Snapshot, Wanted, is_deployment
+from scheduler.snapshot import Demands, Snapshot, Wanted
 
 SPREAD_FROM = 2
 """Deployments that ask for at least this many workers survive the loss of a node: theirs go to different ones."""
@@ -42,8 +42,11 @@ def plan(snapshot: Snapshot, demand: Demands, now: int) -> list[Action]:
     """What to do now; `now` is the pool's clock in Unix milliseconds."""
     crews = muster_all(snapshot, demand, now)
     actions: list[Action] = []
+    busy: set[str | None] = set()
     for crew in crews:
-        actions += _hand_over(snapshot, crew, now)
+        actions += _hand_over(snapshot, crew, now, busy)
+    for crew in crews:
+        actions += _let_go(snapshot, crew, busy)
     actions += _place(snapshot, demand, crews, now)
     actions += _settle_nodes(snapshot)
     return actions
@@ -54,40 +57,49 @@ def muster_all(snapshot: Snapshot, demand: Demands, now: int) -> list[Crew]:
     leases: dict[str, list[Lease]] = defaultdict(list)
     for lease in snapshot.pool.leases.values():
         leases[lease.deployment].append(lease)
-    drained_here = (topics.parse_requests(snapshot.prefix, topic) for topic in snapshot.pool.topics)
-    names = {*demand, *filter(is_deployment, leases), *(str(key) for key in drained_here if key is not None)}
-    wanted = {name: demand[name].workers if name in demand else 0 for name in names}
-    return [muster(snapshot, name, wanted[name], leases.get(name, []), now) for name in sorted(names)]
+    crews = []
+    for name, topics in sorted(drained(snapshot, demand, leases).items()):
+        one = demand.get(name)
+        call = Muster(topics, 0, None) if one is None else Muster(topics, one.workers, one.models)
+        crews.append(muster(snapshot, name, call, leases.get(name, []), now))
+    return crews
 
 
-def _hand_over(snapshot: Snapshot, crew: Crew, now: int) -> Iterator[Action]:
-    """Want, Evict and Drain of one deployment."""
-    known = snapshot.pool.topics.get(crew.topic) or TopicAssignments(topic=crew.topic)
-    changes = _changed_wants(known, crew, snapshot.partitions_of(crew.topic))
-    if changes:
-        yield Want(crew.topic, changes)
-    want = {**known.want, **changes}
-    evicted = tuple(
-        partition
-        for partition in known.overdue(now, snapshot.limits.handover_ms)
-        if known.own[partition][0] != want.get(partition)
-    )
-    if evicted:
-        yield Evict(crew.topic, evicted)
-    owners = {owner for partition, (owner, _) in known.own.items() if partition not in evicted}
-    wanted_of = set(want.values())
+def _hand_over(snapshot: Snapshot, crew: Crew, now: int, busy: set[str | None]) -> Iterator[Action]:
+    """Want and Evict of one deployment; `busy` learns which workers have partitions, or are to get some."""
+    for topic in crew.topics:
+        known = snapshot.pool.topics.get(topic) or TopicAssignments(topic=topic)
+        changes = _changed_wants(known, crew, crew.keepers_of(topic, snapshot), snapshot.partitions_of(topic))
+        if changes:
+            yield Want(topic, changes)
+        want = {**known.want, **changes}
+        evicted = tuple(
+            partition
+            for partition in known.overdue(now, snapshot.limits.handover_ms)
+            if known.own[partition][0] != want.get(partition)
+        )
+        if evicted:
+            yield Evict(topic, evicted)
+        busy |= {owner for partition, (owner, _) in known.own.items() if partition not in evicted}
+        busy |= set(want.values())
+
+
+def _let_go(snapshot: Snapshot, crew: Crew, busy: Collection[str | None]) -> Iterator[Action]:
+    """Drain of one deployment. Its partitions may be in the care of another by now."""
     for lease in crew.leaving:
-        if lease.state == "reserved" or (lease.id not in owners and lease.id not in wanted_of):
+        if lease.state == "reserved" or lease.id not in busy:
             yield Drain(lease.id, crew.deployment, _why_leaving(snapshot, crew, lease))
 
 
-def _changed_wants(known: TopicAssignments, crew: Crew, partitions: int) -> dict[int, str | None]:
+def _changed_wants(
+    known: TopicAssignments, crew: Crew, among: Sequence[Lease], partitions: int
+) -> dict[int, str | None]:
     """Whose wish changes. A partition that nobody is wanted for stays with who still holds it, if that one may."""
-    if not crew.keepers and crew.wanted:
+    if not among and crew.wanted:
         # Wishes for leases that are about to be reaped are cleared with them, which remembers since when.
         going = {lease.id for lease in crew.leaving}
         return {partition: None for partition, lease in known.want.items() if lease in going}
-    keepers = {lease.id: 1.0 for lease in crew.keepers}
+    keepers = {lease.id: 1.0 for lease in among}
     current = {partition: owner for partition, (owner, _) in known.own.items() if owner in keepers}
     current |= {partition: lease for partition, lease in known.want.items() if lease in keepers}
     settled = [partition for partition, (owner, _) in known.own.items() if current.get(partition) == owner]
@@ -103,6 +115,8 @@ def _why_leaving(snapshot: Snapshot, crew: Crew, lease: Lease) -> str:
     node = snapshot.pool.nodes.get(lease.node)
     if node is not None and (node.state in ("draining", "cordoned") or node.hold):
         return f"node {lease.node} is being emptied"
+    if crew.wanted and lease.models != crew.models:
+        return "its deployment holds other models now"
     return f"{crew.wanted} workers are wanted" if crew.wanted else "no worker is wanted"
 
 
@@ -161,7 +175,7 @@ def _commit(board: Board, wanted: Wanted, ask: Ask, nodes: Mapping[str, int], le
     return Commit(
         lease=lease_id,
         deployment=str(spec.key),
-        models=(str(spec.key),),
+        models=wanted.models,
         tenant=spec.tenant,
         node=device.node,
         mode=mode,

@@ -33,6 +33,15 @@ class Wanted(Struct, frozen=True):
     demand: Demand = Demand()
     is_registered: bool = True
     """Whether the registry knows the model version; without it no worker could load anything."""
+    joins: int = 0
+    """Of a pipeline: how many partitions its joins topic has. Its workers hold no model and need no engine."""
+    fused: tuple[str, ...] = ()
+    """Of a fused pipeline: the models of its plan, which its workers hold."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What a worker's engine loads."""
+        return () if self.joins else self.fused or tuple(map(str, self.spec.keys))
 
     @property
     def workers(self) -> int:
@@ -56,18 +65,13 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     pool: PoolState
     prefix: str = topics.DEFAULT_PREFIX
     partitions: Mapping[str, int] = field(default_factory=dict)
-    """Request topics that exist, with their partitions."""
+    """Topics that exist, with their partitions."""
     backoff: Mapping[str, Backoff] = field(default_factory=dict)
     draining_since: Mapping[str, int] = field(default_factory=dict)
     """Nodes that an operator drains, with the time (unix ms) since when."""
     limits: Limits = Limits()
     salt: str = ""
     """Keeps the lease ids of two pools apart that share a machine."""
-
-    def topic_of(self, deployment: str) -> str:
-        """The request topic of a deployment."""
-        key = ModelVersion.parse(deployment)
-        return topics.requests(self.prefix, key.model, key.version)
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions of a topic can be given out.

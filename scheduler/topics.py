@@ -39,13 +39,13 @@ def topics_of(demand: Demands, prefix: str) -> dict[str, TopicPlan]:
     found: dict[str, TopicPlan] = {}
     for wanted in demand.values():
         spec = wanted.spec
-        found[topics.requests(prefix, spec.model, spec.version)] = TopicPlan(
-            spec.partitions, {"retention.ms": str(spec.topic.retention_ms)}
-        )
-        found[topics.retry(prefix, spec.model, spec.version)] = TopicPlan(
-            len(DELAYS_SECONDS), {"retention.ms": str(spec.topic.retention_ms)}
-        )
-        found[topics.dead(prefix, spec.model)] = TopicPlan(1, {"retention.ms": str(DEAD_RETENTION_MS)})
+        kept = {"retention.ms": str(spec.topic.retention_ms)}
+        for model, version in spec.keys:
+            found[topics.requests(prefix, model, version)] = TopicPlan(spec.partitions, kept)
+            found[topics.retry(prefix, model, version)] = TopicPlan(len(DELAYS_SECONDS), kept)
+            found[topics.dead(prefix, model)] = TopicPlan(1, {"retention.ms": str(DEAD_RETENTION_MS)})
+        if wanted.joins:
+            found[topics.joins(prefix, spec.model, spec.version)] = TopicPlan(wanted.joins, kept)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from contracts import topics
 from contracts.pool import Device, Lease, Node
 from scheduler.actions import Wait, ranges
 from scheduler.crew import Crew
@@ -34,9 +35,11 @@ def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | No
         key=lambda lease: lease.token,
     )
     wanted = demand.get(crew.deployment)
-    waiting = unowned(snapshot, crew)
+    requests, joins = _kinds(snapshot, crew)
     return {
         "name": crew.deployment,
+        "kind": "pipeline" if joins or (wanted is not None and wanted.fused) else "model",
+        "models": list(wanted.models) if wanted is not None else [],
         "is_deployed": wanted is not None,
         "wanted": crew.wanted,
         "by_hand": wanted is not None and wanted.demand.manual is not None,
@@ -47,11 +50,25 @@ def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | No
         "draining": len([lease for lease in leases if lease.state == "draining"]),
         "ending": len([lease for lease in leases if lease.state == "quarantine"]),
         "waiting": None if wait is None else _waiting(snapshot, demand, wait),
-        "topic": crew.topic,
-        "partitions": snapshot.partitions_of(crew.topic),
-        "unowned": list(waiting),
-        "unowned_reason": why_unowned(snapshot, crew, waiting),
+        **_topic(snapshot, crew, requests[0] if requests else ""),
+        "others": [_topic(snapshot, crew, topic) for topic in requests[1:]],
+        "joins": _topic(snapshot, crew, joins[0]) if joins else None,
+        "unowned_reason": why_unowned(snapshot, crew),
         "workers": [_worker(snapshot, crew, lease) for lease in leases],
+    }
+
+
+def _kinds(snapshot: Snapshot, crew: Crew) -> tuple[list[str], list[str]]:
+    """The topics of requests, and of a pipeline's parts."""
+    joins = [topic for topic in crew.topics if topics.parse_joins(snapshot.prefix, topic) is not None]
+    return [topic for topic in crew.topics if topic not in joins], joins
+
+
+def _topic(snapshot: Snapshot, crew: Crew, topic: str) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "partitions": snapshot.partitions_of(topic),
+        "unowned": list(unowned(snapshot, crew, topic)),
     }
 
 
@@ -66,18 +83,20 @@ def _waiting(snapshot: Snapshot, demand: Demands, wait: Wait) -> dict[str, Any]:
 
 
 def _worker(snapshot: Snapshot, crew: Crew, lease: Lease) -> dict[str, Any]:
-    known = snapshot.pool.topics.get(crew.topic)
-    owned = known.owned_by(lease.id) if known else ()
-    wanted = known.wanted_by(lease.id) if known else ()
+    known = [topic for name in crew.topics if (topic := snapshot.pool.topics.get(name)) is not None]
+    owned = {topic.topic: topic.owned_by(lease.id) for topic in known}
+    requests, joins = _kinds(snapshot, crew)
     now = snapshot.pool.now_unix_ms
     return {
         "lease": lease.id,
         "state": lease.state,
         "node": lease.node,
         "devices": [share.device for share in lease.shares],
-        "partitions": ranges(owned),
-        "owned": len(owned),
-        "wanted": len(wanted),
+        "partitions": ranges(owned.get(requests[0], ())) if requests else "",
+        "others": [ranges(owned.get(topic, ())) for topic in requests[1:]],
+        "joins": ranges(owned.get(joins[0], ())) if joins else None,
+        "owned": sum(map(len, owned.values())),
+        "wanted": sum(len(topic.wanted_by(lease.id)) for topic in known),
         "age_seconds": max(0, now - lease.created_unix_ms) / 1000,
         "expires_seconds": max(0, lease.expires_unix_ms - now) / 1000 if lease.is_live else None,
         "reason": lease.reason,

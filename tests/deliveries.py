@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 from contracts.adapters.kafka import Partition, Record
-from workers.ingest.claim import Claim
+from workers.draining.claim import Claim
 from workers.ingest.delivery import NORMAL, Delivery, Origin
 
 CLAIM = Claim(Partition("t", 0), 0)

@@ -172,6 +172,12 @@ class RedisDoor:
             async with asyncio.timeout(self._timeout_seconds):
                 return text(await _execute(self._client, *args))
 
+    async def get_bytes(self, key: str) -> bytes | None:
+        """The value of a key as it was set, None when there is none."""
+        with _translated():
+            async with asyncio.timeout(self._timeout_seconds):
+                return cast("bytes | None", await _execute(self._client, "GET", key))
+
     async def call(self, operation: Script, keys: Sequence[str], args: Sequence[Argument]) -> list[Any]:
         """Run a script that answers with a list."""
         reply = text(await self._evaluate(operation, keys, args))

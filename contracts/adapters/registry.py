@@ -9,10 +9,10 @@ deployment (`scale`) is kept beside it, in the pool.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from msgspec import Struct
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from contracts import keys
 from contracts.adapters.redis import RedisDoor, pairs, script
@@ -29,6 +29,7 @@ class _RawRegistry(Struct, array_like=True):
     models: list[str]
     deployments: list[str]
     routes: list[str]
+    pipelines: list[str]
 
 
 class RegisteredModel(BaseModel):
@@ -46,6 +47,22 @@ class RegisteredModel(BaseModel):
         return self.spec.key
 
 
+class RegisteredPipeline(BaseModel):
+    """A pipeline's version, and how many partitions its joins topic has for ever: a job's parts meet in one of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: int
+    spec: dict[str, JsonValue]
+    joins: Annotated[int, Field(ge=1)]
+
+    @property
+    def key(self) -> ModelVersion:
+        """Name and version."""
+        return ModelVersion(self.name, self.version)
+
+
 class RegistryState(Struct, frozen=True, kw_only=True):
     """The registry at one revision."""
 
@@ -53,6 +70,13 @@ class RegistryState(Struct, frozen=True, kw_only=True):
     models: dict[ModelVersion, RegisteredModel]
     deployments: dict[ModelVersion, DeploymentSpec]
     routes: dict[str, RouteSpec]
+    pipelines: dict[ModelVersion, RegisteredPipeline] = {}
+    """Each has a deployment of the same name, too."""
+
+    @property
+    def served(self) -> dict[ModelVersion, DeploymentSpec]:
+        """Every model version that is served, with its deployment."""
+        return {key: deployment for deployment in self.deployments.values() for key in deployment.keys}
 
 
 class Registry:
@@ -79,6 +103,10 @@ class Registry:
                 ModelVersion.parse(name): _parse(DeploymentSpec, text) for name, text in pairs(raw.deployments).items()
             },
             routes={name: _parse(RouteSpec, text) for name, text in pairs(raw.routes).items()},
+            pipelines={
+                ModelVersion.parse(name): _parse(RegisteredPipeline, text)
+                for name, text in pairs(raw.pipelines).items()
+            },
         )
 
     async def put_models(self, models: Iterable[RegisteredModel]) -> bool:
@@ -107,6 +135,19 @@ class Registry:
         """What was set by hand for a model version."""
         text = await self._redis.command("HGET", f"{self._root}:knobs", str(key))
         return Knobs() if text is None else _parse(Knobs, text)
+
+    async def put_pipeline(self, pipeline: RegisteredPipeline) -> bool:
+        """Register a pipeline's version; False when it was registered like this already."""
+        return await self._change("pipelines", {str(pipeline.key): pipeline.model_dump_json()})
+
+    async def get_pipeline(self, key: ModelVersion) -> RegisteredPipeline | None:
+        """One pipeline's version, None when it is not registered."""
+        text = await self._redis.command("HGET", f"{self._root}:pipelines", str(key))
+        return None if text is None else _parse(RegisteredPipeline, text)
+
+    async def delete_pipeline(self, key: ModelVersion) -> bool:
+        """Forget a pipeline's version; False when it was not there."""
+        return await self._change("pipelines", {str(key): ""})
 
     async def put_deployment(self, spec: DeploymentSpec) -> bool:
         """Deploy a model version or change how; False when nothing changed."""

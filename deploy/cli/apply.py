@@ -49,6 +49,7 @@ async def _apply(
     settings: Any, fleet: FleetFile, *, dry_run: bool, prune: bool, replace: bool, wait: float, as_json: bool
 ) -> None:
     from deploy.cli.connection import open_control
+    from deploy.cli.pipelines import with_deployments
     from deploy.cli.readiness import await_ready
 
     async with open_control(settings) as control:
@@ -57,7 +58,9 @@ async def _apply(
             await carry_out(control.registry, fleet, found)
         _show(found, dry_run=dry_run, as_json=as_json)
         if wait > 0 and not dry_run:
-            await await_ready(control, [str(deployment.key) for deployment in fleet.spec.deployments], wait)
+            await await_ready(
+                control, [str(deployment.key) for deployment in with_deployments(fleet).deployments], wait
+            )
 
 
 async def plan_changes(
@@ -65,9 +68,13 @@ async def plan_changes(
 ) -> list[Change]:
     """What applying the file would change now."""
     from deploy.cli.changes import changes
+    from deploy.cli.pipelines import registrations, with_deployments
 
     models = {model.key: model for model in fleet.models}
-    return changes(fleet.spec, models, await registry.snapshot(), prune=prune, replace=replace)
+    state = await registry.snapshot()
+    pipelines = registrations(fleet, state, prune=prune, replace=replace)
+    spec = with_deployments(fleet)
+    return changes(spec, models, state, pipelines=pipelines, prune=prune, replace=replace)
 
 
 async def carry_out(registry: Registry, fleet: FleetFile, found: Sequence[Change]) -> None:
@@ -75,12 +82,17 @@ async def carry_out(registry: Registry, fleet: FleetFile, found: Sequence[Change
     from contracts.names import ModelVersion
 
     models = {str(model.key): model for model in fleet.models}
-    deployments = {str(deployment.key): deployment for deployment in fleet.spec.deployments}
+    from deploy.cli.pipelines import registrations, with_deployments
+
+    deployments = {str(deployment.key): deployment for deployment in with_deployments(fleet).deployments}
+    pipelines = {str(key): one for key, one in registrations(fleet, await registry.snapshot(), replace=True).items()}
     for change in found:
         name = change.name
         match change.kind, change.change:
             case "model", "created" | "changed":
                 await registry.put_models([models[name]])
+            case "pipeline", "created" | "changed":
+                await registry.put_pipeline(pipelines[name])
             case "deployment", "created" | "changed":
                 await registry.put_deployment(deployments[name])
             case "route", "created" | "changed":
@@ -89,6 +101,7 @@ async def carry_out(registry: Registry, fleet: FleetFile, found: Sequence[Change
                 await registry.delete_route(name)
             case "deployment", "removed":
                 await registry.delete_deployment(ModelVersion.parse(name))
+                await registry.delete_pipeline(ModelVersion.parse(name))
 
 
 def _show(found: Sequence[Change], *, dry_run: bool, as_json: bool) -> None:

@@ -82,7 +82,7 @@ def _spec(state: Any, model: str) -> ModelSpec:
     from contracts.routing import pin
 
     name, number = (ModelVersion.parse(model)) if "@" in model else (model, None)
-    key = pin(name, number, routes=state.routes, deployed=state.deployments)
+    key = pin(name, number, routes=state.routes, deployed=state.served)
     if key not in state.models:
         msg = f"{key} is deployed but not registered: apply its fleet file again"
         raise ModelNotFound(msg)

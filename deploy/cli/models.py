@@ -60,6 +60,7 @@ async def _models(settings: HeadraceSettings, name: str | None, *, as_json: bool
 
 def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
     """The registered versions as plain data."""
+    served = state.served
     return [
         {
             "name": key.model,
@@ -68,7 +69,7 @@ def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
             "description": model.spec.description,
             "inputs": [_tensor(tensor) for tensor in model.spec.inputs],
             "outputs": [_tensor(tensor) for tensor in model.spec.outputs],
-            "is_deployed": key in state.deployments,
+            "is_deployed": key in served,
             "is_default": key.model in state.routes and state.routes[key.model].default == key.version,
             "digest": model.digest,
             "uri": model.uri,

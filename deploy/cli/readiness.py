@@ -22,11 +22,10 @@ def is_ready(deployment: Deployment) -> bool:
     if not deployment["wanted"]:
         return True
     workers = [worker for worker in deployment["workers"] if worker["state"] == "active"]
-    fair = deployment["partitions"] // len(workers) if workers else 0
-    return (
-        deployment["partitions"] > 0
-        and not deployment["unowned"]
-        and all(worker["owned"] == worker["wanted"] >= fair for worker in workers)
+    topics = [deployment, *deployment.get("others", ()), *([deployment["joins"]] if deployment.get("joins") else [])]
+    fair = sum(topic["partitions"] // len(workers) for topic in topics) if workers else 0
+    return all(topic["partitions"] > 0 and not topic["unowned"] for topic in topics) and all(
+        worker["owned"] == worker["wanted"] >= fair for worker in workers
     )
 
 

@@ -7,15 +7,28 @@ list of their names and their own sha256 sums, in the form that `sha256sum` prin
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.adapters.registry import RegisteredModel
 from contracts.errors import ConfigurationError
+from contracts.names import ModelVersion
+from contracts.pipelines import PipelineSpec, parse_pipeline, pipeline_from
 from contracts.specs import DeploymentSpec, FleetSpec, parse_fleet, parse_model
+from contracts.yaml_lines import Lines, load
 
 MODEL_FILE = "model.yaml"
 _RUNS_CODE = {"python": "its backend runs model.py", "torch": "a torch artefact can run code"}
+
+
+@dataclass(frozen=True)
+class PipelineFile:
+    """A pipeline, and where each part of it stands, for messages."""
+
+    spec: PipelineSpec
+    source: str
+    lines: Lines
 
 
 @dataclass(frozen=True)
@@ -25,13 +38,35 @@ class FleetFile:
     path: Path
     spec: FleetSpec
     models: tuple[RegisteredModel, ...]
+    pipelines: tuple[PipelineFile, ...] = ()
 
 
 def read_fleet(path: Path) -> FleetFile:
     """Read a fleet file and its models. Raises ConfigurationError with the file, the fault and the remedy."""
-    spec = parse_fleet(_text(path, "fleet file"), str(path))
+    text = _text(path, "fleet file")
+    spec = parse_fleet(text, str(path))
     folder = _models_folder(path, spec.models)
-    return FleetFile(path, spec, tuple(_read_model(folder, deployment) for deployment in spec.deployments))
+    pipelines = _read_pipelines(path, text, spec)
+    models = tuple(_read_model(folder, key, one) for one in spec.deployments for key in one.keys)
+    return FleetFile(path, spec, models, pipelines)
+
+
+def _read_pipelines(path: Path, text: str, spec: FleetSpec) -> tuple[PipelineFile, ...]:
+    found = []
+    _, lines = load(text, str(path)) if spec.pipelines else (None, Lines())
+    for index, entry in enumerate(spec.pipelines):
+        if isinstance(entry, str):
+            source = str((path.parent / Path(entry).expanduser()).resolve())
+            pipeline, its_lines = parse_pipeline(_text(Path(source), "pipeline file"), source)
+        else:
+            source, its_lines = str(path), lines.below(("pipelines", index))
+            pipeline = pipeline_from(entry, source, its_lines)
+        found.append(PipelineFile(pipeline, source, its_lines))
+    twice = [str(key) for key, count in Counter(one.spec.key for one in found).items() if count > 1]
+    if twice:
+        msg = f"{path}: pipeline {twice[0]} is defined twice"
+        raise ConfigurationError(msg)
+    return tuple(found)
 
 
 def _text(path: Path, what: str) -> str:
@@ -52,23 +87,23 @@ def _models_folder(path: Path, models: str) -> Path:
     return (path.absolute().parent / Path(place).expanduser()).resolve()
 
 
-def _read_model(models: Path, deployment: DeploymentSpec) -> RegisteredModel:
-    folder = models / deployment.model / str(deployment.version)
+def _read_model(models: Path, key: ModelVersion, deployment: DeploymentSpec) -> RegisteredModel:
+    folder = models / key.model / str(key.version)
     source = folder / MODEL_FILE
     if not source.is_file():
-        msg = f"{deployment.key} has no {MODEL_FILE}: expected at {source}"
+        msg = f"{key} has no {MODEL_FILE}: expected at {source}"
         raise ConfigurationError(msg)
     spec = parse_model(_text(source, "model file"), str(source))
-    if spec.key != deployment.key:
-        msg = f"{source} says {spec.key}, but its folder is that of {deployment.key}; correct name and version"
+    if spec.key != key:
+        msg = f"{source} says {spec.key}, but its folder is that of {key}; correct name and version"
         raise ConfigurationError(msg)
     if not (folder / spec.artefact_name).is_file():
         artefact = folder / spec.artefact_name
-        msg = f"{deployment.key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
+        msg = f"{key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
         raise ConfigurationError(msg)
     if spec.backend in _RUNS_CODE and not deployment.allow_code:
         msg = (
-            f"{deployment.key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
+            f"{key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
             "deployment if you trust it"
         )
         raise ConfigurationError(msg)

@@ -54,12 +54,13 @@ async def _scale(
 
     key = ModelVersion.parse(name)
     async with open_control(settings) as control:
-        known = await control.registry.deployments()
+        known = (await control.registry.snapshot()).served
         if key not in known:
             deployed = ", ".join(map(str, sorted(known))) or "nothing"
             msg = f"{key} is not deployed; deployed: {deployed}"
             raise ConfigurationError(msg)
         spec = known[key]
+        key, name = spec.key, str(spec.key)  # models that share their workers are scaled together
         most = min(spec.workers.max, spec.partitions)
         if count is not None and count > most:
             msg = (

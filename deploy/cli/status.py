@@ -73,16 +73,19 @@ async def _watch(control: ControlPlane, lags: Lags) -> None:
 
 
 async def read_view(control: ControlPlane, lags: Lags) -> View:
-    """The scheduler's own view of the pool, with `lag` added to each deployment."""
+    """The scheduler's own view of the pool, with `lag` added to each deployment and each of its further models."""
     from contracts.names import ModelVersion
     from scheduler.view import describe
 
     seen = await control.look()
     view = describe(seen.snapshot, seen.demand)
-    known = {ModelVersion.parse(deployment["name"]): deployment for deployment in view["deployments"]}
-    found = await lags.read({key: deployment["partitions"] for key, deployment in known.items()})
-    for key, deployment in known.items():
-        deployment["lag"] = found[key]
+    deployments = view["deployments"]
+    known = {ModelVersion.parse(deployment["name"]): deployment for deployment in deployments}
+    for deployment in deployments:
+        known |= zip(map(ModelVersion.parse, deployment["models"][1:]), deployment["others"], strict=False)
+    found = await lags.read({key: topic["partitions"] for key, topic in known.items()})
+    for key, topic in known.items():
+        topic["lag"] = found[key]
     return view
 
 
@@ -96,7 +99,7 @@ def render(view: View) -> RenderableType:
     parts: list[RenderableType] = []
     if deployments:
         heads = ["deployment", ">workers", "min-max", ">partitions", ">waiting", "state"]
-        parts.append(table(*heads, rows=[_deployment(d) for d in deployments]))
+        parts.append(table(*heads, rows=[row for d in deployments for row in _deployment(d)]))
     else:
         parts.append("Nothing is deployed: headrace apply -f fleet.yaml\n")
     workers = [(deployment["name"], worker) for deployment in deployments for worker in deployment["workers"]]
@@ -111,10 +114,16 @@ def render(view: View) -> RenderableType:
     return Group(*parts)
 
 
-def _deployment(known: View) -> tuple[object, ...]:
+def _deployment(known: View) -> list[tuple[object, ...]]:
+    """A row for the deployment, and one for each further model of its workers."""
     workers = f"{known['active']}/{known['wanted']}" + (" by hand" if known["by_hand"] else "")
     lag = "?" if known["lag"] is None else known["lag"]
-    return known["name"], workers, f"{known['min']}-{known['max']}", known["partitions"], lag, _state(known)
+    bounds = f"{known['min']}-{known['max']}"
+    rows: list[tuple[object, ...]] = [(known["name"], workers, bounds, known["partitions"], lag, _state(known))]
+    for name, other in zip(known.get("models", ())[1:], known.get("others", ()), strict=False):
+        lag = "?" if other["lag"] is None else other["lag"]
+        rows.append((f"+ {name}", "", "", other["partitions"], lag, ""))
+    return rows
 
 
 def _state(known: View) -> str:
@@ -134,6 +143,10 @@ def _state(known: View) -> str:
 
 def _worker(deployment: str, known: View) -> tuple[object, ...]:
     where = known["partitions"] or ("none" if known["state"] == "active" else "")
+    if any(known.get("others", ())):
+        where = " + ".join(part or "none" for part in (known["partitions"], *known["others"]))
+    if known.get("joins"):
+        where = f"{where}; joins {known['joins']}"
     state = _words.get(known["state"], known["state"])
     state = f"{state}: {known['reason']}" if known["reason"] else state
     devices = ", ".join(known["devices"])

@@ -13,6 +13,7 @@ from contracts.service import main, run_until_signal
 from contracts.settings import load_settings
 from contracts.telemetry import configure_logging, serve_metrics
 from workers.agent.agent import NodeAgent
+from workers.agent.host import MODULES
 from workers.agent.settings import AgentSettings
 from workers.devices.fake_nvml import FakeNvml
 from workers.devices.nvml import Nvml, NvmlAbsent, NvmlError, PynvmlBackend
@@ -47,7 +48,7 @@ def open_nvml(settings: AgentSettings) -> Nvml | None:
     return nvml
 
 
-async def run(settings: AgentSettings, modules: tuple[str, str] = ("workers.ingest", "workers.engine")) -> int:
+async def run(settings: AgentSettings, modules: tuple[str, ...] = MODULES) -> int:
     """Run an agent until a signal."""
     if settings.agent.metrics_port is not None:
         log.info("metrics on port %d", serve_metrics(settings.agent.metrics_port))

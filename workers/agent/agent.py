@@ -25,7 +25,7 @@ from contracts.errors import ConfigurationError, HeadraceError, TransportError
 from contracts.pool import DeviceReport, Event, Health, Lease, Refusal, Registration
 from contracts.service import Deadline, Loops
 from workers.agent import metrics
-from workers.agent.host import Host
+from workers.agent.host import MODULES, Host
 from workers.agent.locks import Locks, ShareBusy, lock_folder
 from workers.agent.monitor import GpuMonitor
 from workers.agent.reconcile import (
@@ -68,7 +68,7 @@ class NodeAgent:
         *,
         nvml: Nvml | None = None,
         clock: Clock | None = None,
-        modules: tuple[str, str] = ("workers.ingest", "workers.engine"),
+        modules: tuple[str, ...] = MODULES,
     ) -> None:
         self.settings = settings.agent
         self._pool, self._nvml, self._clock = leases, nvml, clock or SystemClock()

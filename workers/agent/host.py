@@ -29,6 +29,13 @@ from workers.agent.records import Identity, Record, RunFolder
 log = logging.getLogger(__name__)
 
 Role = Literal["ingest", "engine"]
+MODULES = ("workers.ingest", "workers.engine", "workers.joiner")
+"""What is started: for a model an ingest with its engine, for a pipeline a joiner in the ingest's place."""
+
+
+def needs_engine(lease: Lease) -> bool:
+    """Whether a lease's worker computes anything; a pipeline's joiner holds no model."""
+    return bool(lease.models and lease.shares)
 
 
 @dataclass(slots=True)
@@ -54,7 +61,7 @@ class Worker:
             token=self.lease.token,
             ingest_alive=self.ingest is not None and self.ingest.is_alive,
             engine_alive=self.engine is not None and self.engine.is_alive,
-            has_engine=bool(self.lease.shares),
+            has_engine=needs_engine(self.lease),
             engine_due=self.engine_due,
             kill_at=self.kill_at,
             is_released=self.is_released,
@@ -78,7 +85,7 @@ class Host:
         locks: Locks,
         on_change: Callable[[], None],
         clock: Clock | None = None,
-        modules: tuple[str, str] = ("workers.ingest", "workers.engine"),
+        modules: tuple[str, ...] = MODULES,
     ) -> None:
         self._node, self._boot_id, self._folder, self._locks = node, boot_id, folder, locks
         self._on_change = on_change
@@ -127,7 +134,7 @@ class Host:
         self._workers[name] = worker
         try:
             worker.ingest = self._spawn(worker, "ingest")
-            if lease.shares:
+            if needs_engine(lease):
                 worker.engine = self._spawn(worker, "engine")
         except OSError:
             self.kill(name)
@@ -196,7 +203,8 @@ class Host:
 
     def _spawn(self, worker: Worker, role: Role) -> Process:
         lease = worker.lease
-        command = [sys.executable, "-P", "-m", self._modules[role == "engine"]]
+        joins = role == "ingest" and not lease.models
+        command = [sys.executable, "-P", "-m", self._modules[2 if joins else role == "engine"]]
         command += ["--lease", lease.id, "--token", str(lease.token), "--run-dir", str(self._folder.path)]
         if role == "ingest":
             command += ["--node", self._node]

@@ -133,6 +133,13 @@ class BatchQueue:
                 heads[key] = min(head, heads.get(key, head))
         return sorted(heads, key=heads.__getitem__)[:most]
 
+    @property
+    def earliest_deadline(self) -> float:
+        """The earliest deadline of what may be taken, as far as the heads of the lines know; infinite without any."""
+        suspects = (group[0].deadline for group in self._groups)
+        heads = (line.head().deadline for lane in self._lanes for line in lane.values())
+        return min(itertools.chain(suspects, heads), default=_FAR)
+
     def _first_lane(self, now: float) -> int:
         for number in (2, 1):
             if any(_is_old(line.head(), now) for line in self._lanes[number].values()):

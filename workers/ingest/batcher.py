@@ -1,8 +1,7 @@
 """Batches: cut when the engine has room, laid into a slot, answered row by row when they come back.
 
-There is no loop and no timer of its own: `pump` is called when requests arrived, when the engine answered and when the
-policy asked to be asked again. Everything in here is synchronous, so a batch's life cannot be cut in half by a
-cancellation; what must wait (Kafka) waits in the publisher.
+The launcher, which the models of an engine share, says when it is this one's turn. Everything in here is synchronous,
+so a batch's life cannot be cut in half by a cancellation; what must wait (Kafka) waits in the publisher.
 
 A completion first launches the next batch and then encodes its own responses, so that the engine works meanwhile.
 """
@@ -18,18 +17,17 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from contracts.messages import Receipt, Status
 from contracts.specs import BatchingSpec, ModelSpec
+from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.layout import Layout
-from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
-from workers.ingest.publisher import Publisher
+from workers.ingest.policy import Cut, Policy, Wait
 from workers.ingest.responder import Responder
 from workers.ingest.split import Answers, forget, is_settled, split
 from workers.ingest.suspects import Suspects
-from workers.ingest.tombstones import Tombstones
 from workers.link import Batch, Done, Failed
-from workers.slots import SlotFile, SlotPool
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,6 @@ class _InFlight(NamedTuple):
     deliveries: list[Delivery]
     rows: int
     cut: str
-    number: int
 
     @property
     def is_alone(self) -> bool:
@@ -55,46 +52,38 @@ class _InFlight(NamedTuple):
 
 
 class Batcher:
-    """One model's queue and the batches that its engine holds."""
+    """One model's queue and the batches of it that the engine holds."""
 
     def __init__(  # noqa: PLR0913 - the parts that it joins
         self,
         spec: ModelSpec,
-        slots: SlotFile,
+        launcher: Launcher,
         *,
         clock: Clock,
-        publisher: Publisher,
         responder: Responder,
         send: Callable[[Batch], None],
-        may_launch: Callable[[], bool],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
         suspects: Suspects,
         worker: str,
     ) -> None:
-        """`may_launch` is asked before every launch: engine ready, lease trusted.
-
-        `is_trusted` is asked before an error is answered: the engine of a worker in doubt was perhaps killed under it,
-        and its next owner may still answer OK. What a worker in doubt cannot answer it drops, uncommitted.
+        """`is_trusted` is asked before an error is answered: the engine of a worker in doubt was perhaps killed under
+        it, and its next owner may still answer OK. What a worker in doubt cannot answer it drops, uncommitted.
         """
         self._spec = spec
-        self._slots = slots
-        self._pool = SlotPool(slots.count)
+        self._launcher = launcher
+        self._slots = launcher.slots
         self._clock = clock
-        self._publisher = publisher
         self._responder = Answers(responder)
         self._send = send
-        self._may_launch = may_launch
         self._is_trusted = is_trusted
         self._cancelled = cancelled
         self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, _InFlight] = {}
-        self._launched = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
         self._arrived_rows = 0
-        self._free_at = 0.0
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
@@ -102,6 +91,7 @@ class Batcher:
         self.room = asyncio.Event()
         """Set while the queue takes more."""
         self.room.set()
+        self._number = launcher.join(self)
         self.configure(spec.batching)
 
     def configure(self, knobs: BatchingSpec) -> None:
@@ -110,7 +100,7 @@ class Batcher:
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
         self._largest = self._policy.buckets.top
-        self._tell_room()
+        self.tell_room()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
@@ -124,32 +114,41 @@ class Batcher:
             self.queue.put(part)
 
     def pump(self) -> None:
-        """Launch what can be launched now."""
+        """Launch what can be launched now, of this and every other model."""
         if self._arrived_rows:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
-        while len(self._in_flight) < DEPTH and self.queue and self._pool.free:
-            if not (self._publisher.has_room and self._may_launch()) or self._must_wait_for_suspect():
-                break
+        self._launcher.pump()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests wait for a batch."""
+        return bool(self.queue)
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether the next to run must have the engine to itself."""
+        return self.queue.next_suspect is not None
+
+    def latest_start(self) -> float:
+        """When the most urgent of what waits must be launched to be in time."""
+        return self.queue.earliest_deadline - self._policy.table.p99(min(self.queue.rows, self._largest))
+
+    def launch_next(self) -> Launch:
+        """Launch a batch if one is due."""
+        while self.queue and not self._must_wait_for_suspect():
             taken = self._next()
-            if taken is None:
-                break
+            if isinstance(taken, Launch):
+                return taken
             deliveries, reason = taken
-            if deliveries:
-                self._launch(deliveries, reason)
-        self._tell_room()
+            if deliveries and self._launch(deliveries, reason):
+                return Launch.DONE
+        return Launch.NONE
 
     def _must_wait_for_suspect(self) -> bool:
         """Nothing runs beside a suspect, and no suspect runs before its launch is journaled."""
         suspect = self.queue.next_suspect
-        if suspect is None:
-            return any(flight.is_alone for flight in self._in_flight.values())
-        return bool(self._in_flight) or not self._suspects.may_launch(suspect)
-
-    @property
-    def running(self) -> int | None:
-        """The number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
-        return next((flight.number for flight in self._in_flight.values()), None)
+        return suspect is not None and not (self._launcher.is_idle and self._suspects.may_launch(suspect))
 
     @property
     def in_flight(self) -> list[Delivery]:
@@ -164,19 +163,20 @@ class Batcher:
         self.queue.put_groups(isolate.singles(parts))
         self.pump()
 
-    def _tell_room(self) -> None:
+    def tell_room(self) -> None:
+        """Say whether the queue takes more."""
         if self.queue.rows >= self._limit and not self._rejects:
             self.room.clear()
         elif self.queue.rows <= self._limit // 2 or self._rejects:
             self.room.set()
 
-    def _next(self) -> tuple[list[Delivery], str] | None:
-        """The next batch and why it is cut; None when nothing is to be launched yet."""
+    def _next(self) -> tuple[list[Delivery], str] | Launch:
+        """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
         now = self._clock.monotonic()
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
-        engine = Engine(len(self._in_flight), max(0.0, self._free_at - now) if self._in_flight else 0.0)
+        engine = self._launcher.engine(now)
         until = math.inf
         for key in self.queue.next_keys(now):
             decision = self._policy.decide(now, self.queue.waiting(key), engine)
@@ -186,7 +186,8 @@ class Batcher:
                 until = min(until, decision.until)
         if until < math.inf:
             self._ask_again(now, until)
-        return None
+            return Launch.KEPT
+        return Launch.NONE
 
     def _cut(self, key: Hashable, cut: Cut, now: float) -> list[Delivery]:
         ready, dropped = self.queue.take(key, cut.rows, now, cut.hopeless)
@@ -209,7 +210,7 @@ class Batcher:
                 self._refuse_late(delivery, _EXPIRED)
             elif is_settled(delivery):
                 self.queue.settled(delivery)
-            elif delivery.origin.request_id in self._cancelled:
+            elif delivery.origin.root in self._cancelled:
                 self._responder.fail(delivery, Status.CANCELLED, "cancelled by its caller before it ran")
                 self.queue.settled(delivery)
             else:
@@ -225,30 +226,28 @@ class Batcher:
         self._wake_at = until
         self._timer = asyncio.get_running_loop().call_later(max(until - now, 0.0), self.pump)
 
-    def _launch(self, deliveries: list[Delivery], reason: str) -> None:
-        acquired = self._pool.acquire()
-        assert acquired is not None  # noqa: S101 - pump looked, and nothing awaits in between
-        slot, sequence = acquired
+    def _launch(self, deliveries: list[Delivery], reason: str) -> bool:
+        slot, sequence = self._launcher.acquire()
         try:
             laid = self._layout.fill(self._slots.input(slot), deliveries)
         except ValueError:
-            self._pool.release(slot)
+            self._launcher.release(slot)
             self._too_large(deliveries)
-            return
+            return False
         now = self._clock.monotonic()
         for delivery in deliveries:
             delivery.launched = now
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
         rows = sum(delivery.rows for delivery in deliveries)
-        self._launched += 1
-        self._in_flight[slot] = _InFlight(deliveries, rows, reason, self._launched)
-        self._free_at = max(now, self._free_at if len(self._in_flight) > 1 else now) + self._policy.table.mean(rows)
+        self._in_flight[slot] = flight = _InFlight(deliveries, rows, reason)
+        self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        self._send(Batch(slot, sequence, 0, laid.rows, laid.regions, deliveries[0].parameters))
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, deliveries[0].parameters))
+        return True
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
         """A batch that does not fit its slot is halved; a single request that does not can never run here."""
@@ -263,26 +262,14 @@ class Batcher:
 
     def done(self, done: Done) -> None:
         """Answer every request of a batch."""
-        flight = self._landed(done)
-        if flight is None:
-            return
+        flight = self._in_flight.pop(done.slot)
         seconds = done.compute_us / 1e6
         self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
         self.pump()
         metrics.COMPUTE.observe(seconds)
         self._answer(flight, done)
-        self._pool.release(done.slot)
+        self._launcher.release(done.slot)
         self.pump()
-
-    def _landed(self, answer: Done | Failed) -> _InFlight | None:
-        """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
-        if not self._pool.is_current(answer.slot, answer.sequence):
-            return None
-        flight = self._in_flight.pop(answer.slot, None)
-        self._free_at = self._clock.monotonic() + sum(
-            self._policy.table.mean(other.rows) for other in self._in_flight.values()
-        )
-        return flight
 
     def _answer(self, flight: _InFlight, done: Done) -> None:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
@@ -316,11 +303,8 @@ class Batcher:
 
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
-        flight = self._landed(failed)
-        if flight is None:
-            return
-        self._pool.release(failed.slot)
-        deliveries = flight.deliveries
+        deliveries = self._in_flight.pop(failed.slot).deliveries
+        self._launcher.release(failed.slot)
         if not self._is_trusted():
             self._forget(deliveries)
         elif len(deliveries) > 1:
@@ -343,15 +327,14 @@ class Batcher:
         self._suspects.settled(delivery)
         self.queue.settled(delivery)
 
-    def engine_lost(self) -> None:
+    def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""
         flights, self._in_flight = list(self._in_flight.values()), {}
-        self._pool = SlotPool(self._slots.count)
         for flight in reversed(flights):
             if not self._is_trusted():
                 self._forget(flight.deliveries)
                 continue
-            self._suspects.lost(flight.deliveries, is_alone=len(flight.deliveries) == len(flights) == 1)
+            self._suspects.lost(flight.deliveries, is_alone=was_alone and len(flight.deliveries) == 1)
             self._try_alone(flight.deliveries)
 
     def _try_alone(self, deliveries: list[Delivery]) -> None:
@@ -377,7 +360,7 @@ class Batcher:
         for delivery in self.queue.remove(unwanted):
             self._suspects.dropped(delivery)
             forget(delivery)
-        self._tell_room()
+        self.tell_room()
 
     def stop(self) -> None:
         """Cut no further batch."""

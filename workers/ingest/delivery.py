@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
-from contracts.messages import Parameters, ReplyAddress
+from contracts.messages import Parameters, ReplyAddress, RequestHeaders
 from contracts.tensors import Tensor
-from workers.ingest.claim import Claim
+from workers.draining.claim import Claim
 
 if TYPE_CHECKING:
     from workers.ingest.split import Whole
@@ -18,10 +18,25 @@ LANES = {priority: lane for lane, priority in enumerate(PRIORITIES)}
 NORMAL = LANES["normal"]
 
 
+class Leg:
+    """What a step of a pipeline's job brings besides its request.
+
+    `deadline` is the job's, `carried` what travels past the model to later steps.
+    """
+
+    __slots__ = ("carried", "deadline", "headers")
+
+    def __init__(self, headers: RequestHeaders, deadline: float) -> None:
+        self.headers = headers
+        self.deadline = deadline
+        self.carried: tuple[Tensor, ...] = ()
+
+
 class Origin(NamedTuple):
     """Where a record came from and where its response goes; all that an answer needs.
 
-    `reply` None means that nobody waits for the response. `attempt` counts redeliveries through retry topics.
+    `reply` None means that nobody waits for the response. `attempt` counts redeliveries through retry topics. `leg` is
+    there for a step of a pipeline's job, whose outcome goes on to the next step.
     """
 
     claim: Claim
@@ -29,6 +44,13 @@ class Origin(NamedTuple):
     request_id: str
     reply: ReplyAddress | None
     attempt: int = 1
+    leg: Leg | None = None
+
+    @property
+    def root(self) -> str:
+        """The id that its caller knows, and cancels."""
+        hop = self.leg.headers.hop if self.leg is not None else None
+        return self.request_id if hop is None else hop.job
 
 
 class Delivery:

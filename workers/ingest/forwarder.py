@@ -18,8 +18,8 @@ from typing import NamedTuple
 from contracts import retries
 from contracts.adapters.kafka import Outgoing, Partition, Producer, Reader, Record
 from contracts.errors import TransportError
+from workers.draining.broker_time import BrokerTime
 from workers.ingest import metrics
-from workers.ingest.broker_time import BrokerTime
 
 log = logging.getLogger(__name__)
 

@@ -5,15 +5,17 @@ Nothing that a record contains may stop the worker: headers, body, shapes and na
 
 from __future__ import annotations
 
+import contextlib
+
 from contracts.adapters.kafka import LOG_APPEND_TIME, Record
 from contracts.clock import Clock
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
 from contracts.messages import RequestHeaders
 from contracts.names import ModelVersion
-from workers.ingest.broker_time import BrokerTime
-from workers.ingest.claim import Claim
-from workers.ingest.delivery import LANES, Delivery, Origin
+from workers.draining.broker_time import BrokerTime
+from workers.draining.claim import Claim
+from workers.ingest.delivery import LANES, Delivery, Leg, Origin
 from workers.ingest.responder import Responder
 from workers.ingest.validate import Validator
 
@@ -39,9 +41,13 @@ class Intake:
             request_id, reply = decode_address(record.headers)
             self._responder.refuse(Origin(claim, record, request_id, reply), error)
             return None
-        origin = Origin(claim, record, headers.id, headers.reply, headers.attempt)
+        now = self._clock.monotonic()
+        waited_ms = self._waited_ms(record)
+        origin = Origin(claim, record, headers.id, headers.reply, headers.attempt, _leg(headers, now, waited_ms))
+        if headers.hop is not None:
+            self._responder.onward.expect(headers.hop)
         try:
-            return self._accept(origin, headers)
+            return self._accept(origin, headers, now, waited_ms)
         except RequestError as error:
             self._responder.refuse(origin, error)
             return None
@@ -50,19 +56,26 @@ class Intake:
         """Put a record aside without looking into its body, which has ended workers before."""
         claim.open += 1
         request_id, reply = decode_address(record.headers)
-        self._responder.condemn(Origin(claim, record, request_id, reply), message, attempts)
+        leg = None
+        with contextlib.suppress(InvalidRequest):
+            leg = _leg(decode_headers(record.headers), self._clock.monotonic(), self._waited_ms(record))
+        self._responder.condemn(Origin(claim, record, request_id, reply, leg=leg), message, attempts)
 
-    def _accept(self, origin: Origin, headers: RequestHeaders) -> Delivery:
-        self._check_model(headers)
-        now, broker_now = self._clock.monotonic(), self._broker_time.now_ms()
-        stamp = origin.record.timestamp
-        if origin.record.timestamp_type != LOG_APPEND_TIME:
+    def _waited_ms(self, record: Record) -> int:
+        """How long a record has been in the log."""
+        broker_now, stamp = self._broker_time.now_ms(), record.timestamp
+        if record.timestamp_type != LOG_APPEND_TIME:
             stamp = min(stamp, broker_now)  # the producer's clock; a stamp from the future must not extend the ttl
-        waited_ms = max(0, broker_now - stamp)
+        return max(0, broker_now - stamp)
+
+    def _accept(self, origin: Origin, headers: RequestHeaders, now: float, waited_ms: int) -> Delivery:
+        self._check_model(headers)
         if waited_ms >= headers.ttl_ms:
             msg = f"the time to live of {headers.ttl_ms} ms ended {waited_ms - headers.ttl_ms} ms before it was taken"
             raise DeadlineExceeded(msg)
         body = decode_request(origin.record.value)
+        if origin.leg is not None:
+            origin.leg.carried = body.carried
         checked = self._validator.check(body)
         return Delivery(
             origin,
@@ -84,3 +97,10 @@ class Intake:
         if headers.version is not None and headers.version != self._key.version:
             msg = f"the headers ask for version {headers.version}, the topic serves {self._key}"
             raise InvalidRequest(msg)
+
+
+def _leg(headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
+    if headers.hop is None:
+        return None
+    left_ms = headers.ttl_ms if headers.hop.left_ms is None else headers.hop.left_ms
+    return Leg(headers, now + (left_ms - waited_ms) / 1000)

@@ -10,7 +10,7 @@ BATCH_ROWS = telemetry.histogram(
     "worker_batch_size", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 )
 COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
-QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.")
+QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.", "topic")
 ENGINE_KILLS = telemetry.counter("engine_kills", "Engines ended by their worker, by the reason.", "reason")
 BATCH_WAIT = telemetry.histogram("worker_batch_wait_seconds", "From taking a batch's oldest request to its launch.")
 DEADLINE_MISSES = telemetry.counter(
@@ -23,11 +23,3 @@ SUSPECTS = telemetry.counter("worker_suspects", "Records taken with care, since 
 JOURNAL_GAPS = telemetry.counter("worker_journal_gaps", "Times that launches could not be journaled.")
 RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
 FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")
-PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
-COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
-UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")
-OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
-LOST_TO_RETENTION = telemetry.counter(
-    "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
-)
-PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.")

@@ -7,6 +7,7 @@ letter is acknowledged before its response is published, so that no request ends
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from contracts import topics
 from contracts.clock import Clock
@@ -15,11 +16,14 @@ from contracts.dead_letters import Reason, Undertaker, dead_headers, without_bod
 from contracts.errors import RequestError
 from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
-from contracts.retries import DELAYS_SECONDS, next_delay, retry_headers
+from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
+from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin
-from workers.ingest.publisher import Publisher
+
+if TYPE_CHECKING:
+    from workers.ingest.onward import Onward
 
 MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
@@ -53,9 +57,15 @@ class Responder:
         self._succeeded = 0
         self.device = ""
         """Where the engine says it runs; stands in receipts."""
+        self.onward: Onward
+        """Takes what ends a step of a pipeline's job."""
 
     def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """Answer OK. The outputs may be views: they are encoded before this returns."""
+        if delivery.origin.leg is not None:
+            self._succeeded += 1
+            self.onward.succeed(delivery.origin, outputs, receipt)
+            return
         body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt))
         if len(body) > MAX_RESPONSE_BYTES:
             text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
@@ -75,24 +85,58 @@ class Responder:
             delivery.origin.claim.dropped()
             return
         timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
+        self._fail(delivery.origin, status, message, timing, retryable=retryable)
+
+    def _fail(
+        self, origin: Origin, status: Status, message: str, timing: Receipt, *, retryable: bool, attempts: int = 0
+    ) -> None:
         _counters[status].inc()
-        self._reply(delivery.origin, status, self._error_body(delivery.origin, message, timing, retryable=retryable))
+        if origin.leg is None:
+            self._reply(origin, status, self._error_body(origin, message, timing, retryable=retryable))
+        else:
+            receipt = self._receipt(origin, timing)
+            self.onward.fail(origin, status, message, receipt, retryable=retryable, attempts=attempts)
 
     def retry(self, delivery: Delivery, reason: str, message: str) -> None:
         """Put a request off that failed for a reason that passes; answer INTERNAL when it has had its attempts or has
         no time for another one.
         """
-        origin = delivery.origin
         left = delivery.deadline - self._clock.monotonic()
-        delay = next_delay(origin.attempt, left, self._retry_delays)
-        if delay is None:
+
+        def give_up(_: object = None) -> None:
             self.fail(delivery, Status.INTERNAL, message, retryable=True)
-            return
+
+        if not self._postpone(delivery.origin, reason, message, left, left, give_up):
+            give_up()
+
+    def put_off(self, origin: Origin, message: str, *, left: float, timeout: float | None) -> bool:
+        """Try a step again later; False when its job has no time left for that. An attempt may take `timeout`."""
+        if origin.claim.is_over:
+            origin.claim.dropped()
+            return True
+        delay = self._retry_delays[min(origin.attempt, len(self._retry_delays)) - 1]
+        ttl = left if timeout is None else min(left, delay + timeout)
+        text = f"{message}; it could not be tried again"
+
+        def give_up(_: object) -> None:
+            hopeless = origin._replace(attempt=MAX_ATTEMPTS)
+            self._fail(hopeless, Status.INTERNAL, text, Receipt(), retryable=True)
+
+        return self._postpone(origin, "step", message, ttl, left, give_up)
+
+    def _postpone(
+        self, origin: Origin, reason: str, message: str, ttl: float, left: float, give_up: Callable[[object], None]
+    ) -> bool:
+        """Copy a request into the retry topic; False when it has had its attempts or has no time for another one."""
+        delay = next_delay(origin.attempt, ttl, self._retry_delays)
+        if delay is None:
+            return False
         record = origin.record
         headers = retry_headers(
             record.headers,
             attempt=origin.attempt,
-            left_ms=int(left * 1000),
+            left_ms=int(ttl * 1000),
+            job_left_ms=int(left * 1000) if origin.leg is not None else None,
             reason=reason,
             message=message,
             source=f"{record.topic}/{record.partition}/{record.offset}",
@@ -100,18 +144,18 @@ class Responder:
         )
         metrics.RETRIES.labels(reason).inc()
         copy = (record.value, headers, record.key or origin.request_id.encode())
-        self._publisher.publish(
-            self._retry_topic,
-            delay,
-            copy,
-            (origin.claim.answered, record.offset),
-            (lambda _: self.fail(delivery, Status.INTERNAL, message, retryable=True), None),
-        )
+        settle = (origin.claim.answered, record.offset)
+        self._publisher.publish(self._retry_topic, delay, copy, settle, (give_up, None))
+        return True
 
     def poison(self, delivery: Delivery, message: str) -> None:
         """Put a request aside, then answer POISON; not when its partition is another worker's by now."""
         if delivery.origin.claim.is_over:
             delivery.origin.claim.dropped()
+            return
+        if delivery.origin.leg is not None:  # its own retries come before its grave
+            timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
+            self._fail(delivery.origin, Status.POISON, message, timing, retryable=False, attempts=delivery.lost)
             return
         self._bury(
             delivery.origin,
@@ -123,28 +167,45 @@ class Responder:
 
     def condemn(self, origin: Origin, message: str, attempts: int) -> None:
         """Put a record aside that nobody dares to decode, then answer POISON if it says where."""
+        if origin.leg is not None:
+            hopeless = origin._replace(attempt=MAX_ATTEMPTS)
+            self._fail(hopeless, Status.POISON, message, Receipt(), retryable=False, attempts=attempts)
+            return
         body = self._error_body(origin, message, Receipt(), retryable=False)
         self._bury(origin, "poison", message, lambda _: self._reply(origin, Status.POISON, body), attempts=attempts)
+
+    def put_aside(self, origin: Origin, message: str, attempts: int, then: Callable[[object], None]) -> None:
+        """Keep a step that cannot be run, then go on."""
+        self._bury(origin, "poison", message, then, attempts=attempts)
+
+    def unroutable(self, origin: Origin, message: str, then: Callable[[object], None]) -> None:
+        """Keep the last step of a job whose answer has nowhere to go, then go on."""
+        self._bury(origin, "unroutable", message, then)
 
     def refuse(self, origin: Origin, error: RequestError) -> None:
         """Answer a record that never became a delivery. Without a reply address it is put aside instead."""
         status = status_of(error)
-        if origin.reply is None and status is Status.INVALID:
+        if origin.leg is not None:
+            self._fail(origin, status, str(error), Receipt(), retryable=error.retryable)
+        elif origin.reply is None and status is Status.INVALID:
             self._bury(origin, "invalid", str(error), self._settle(origin))
         else:
             _counters[status].inc()
             self._reply(origin, status, self._error_body(origin, str(error), Receipt(), retryable=error.retryable))
 
     def _error_body(self, origin: Origin, message: str, timing: Receipt, *, retryable: bool) -> bytes:
-        receipt = Receipt(
+        receipt = self._receipt(origin, timing)
+        detail = ErrorDetail(message[:_MAX_REASON], retryable)
+        return encode_response(ResponseBody(self._key.model, self._key.version, error=detail, receipt=receipt))
+
+    def _receipt(self, origin: Origin, timing: Receipt) -> Receipt:
+        return Receipt(
             worker=self._worker,
             device=self.device,
             attempt=origin.attempt,
             queued_us=timing.queued_us,
             batched_us=timing.batched_us,
         )
-        detail = ErrorDetail(message[:_MAX_REASON], retryable)
-        return encode_response(ResponseBody(self._key.model, self._key.version, error=detail, receipt=receipt))
 
     def _reply(self, origin: Origin, status: Status, body: bytes) -> None:
         reply = origin.reply

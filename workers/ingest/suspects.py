@@ -16,8 +16,8 @@ from typing import Protocol
 from contracts.adapters.journal import Journal, Row, Tries
 from contracts.adapters.kafka import Record
 from contracts.errors import TransportError
+from workers.draining.claim import Claim
 from workers.ingest import isolate, metrics
-from workers.ingest.claim import Claim
 from workers.ingest.delivery import Delivery
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Taking(Protocol):
 
 
 class Suspects:
-    """Stands between one worker's batches and its journal."""
+    """Stands between the batches of one model and the worker's journal."""
 
     def __init__(self, journal: Journal, is_trusted: Callable[[], bool]) -> None:
         """`is_trusted` is asked before anything is journaled: a worker in doubt blames nobody."""
@@ -162,25 +162,30 @@ class Suspects:
                 return True
         return False
 
-    async def keep_loop(self) -> None:
-        """See to it that the journal can be written."""
-        while True:
-            await asyncio.sleep(_KEEP_SECONDS)
-            try:
-                await self.journal.keep()
-            except TransportError as exc:
-                metrics.JOURNAL_GAPS.inc()
-                log.warning("launches are not journaled: %s", exc)
-
-    async def stop(self, in_flight: Sequence[Delivery]) -> None:
+    def stop(self, in_flight: Sequence[Delivery]) -> None:
         """This worker ends in peace: take back what was written about launches that never ended."""
+        for delivery in in_flight:
+            self.dropped(delivery)
+
+
+async def keep_loop(journal: Journal) -> None:
+    """See to it that the journal can be written."""
+    while True:
+        await asyncio.sleep(_KEEP_SECONDS)
         try:
-            for delivery in in_flight:
-                self.dropped(delivery)
-            await self.journal.forget()
+            await journal.keep()
         except TransportError as exc:
-            log.warning("the journal keeps launches that are nobody's fault: %s", exc)
-        await self.journal.close()
+            metrics.JOURNAL_GAPS.inc()
+            log.warning("launches are not journaled: %s", exc)
+
+
+async def close_in_peace(journal: Journal) -> None:
+    """Nothing that this worker held is to blame for its end."""
+    try:
+        await journal.forget()
+    except TransportError as exc:
+        log.warning("the journal keeps launches that are nobody's fault: %s", exc)
+    await journal.close()
 
 
 def _row(delivery: Delivery) -> Row:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 
 from contracts.clock import Clock
 from contracts.errors import BackendError
 from workers.ingest import metrics
-from workers.ingest.batcher import Batcher
 from workers.ingest.engine_link import EngineLink
+from workers.ingest.launcher import Launcher
 from workers.ingest.settings import WorkerGroup
 from workers.ingest.watchdog import Watchdog
 
@@ -24,21 +25,22 @@ _KILL_SECONDS = 10.0
 
 
 class Warden:
-    """Watches the engine of one worker."""
+    """Watches the engine of one worker. How long a batch may take is judged by the others of its model."""
 
-    def __init__(self, link: EngineLink, batcher: Batcher, clock: Clock, settings: WorkerGroup) -> None:
+    def __init__(self, link: EngineLink, launcher: Launcher, clock: Clock, settings: WorkerGroup) -> None:
         self._link = link
-        self._batcher = batcher
+        self._launcher = launcher
         self._clock = clock
         self._memory_mib = settings.engine_memory_mib
-        self._watchdog = Watchdog(
-            floor_seconds=settings.watchdog_seconds, unmeasured_seconds=settings.watchdog_unmeasured_seconds
+        floor, unmeasured = settings.watchdog_seconds, settings.watchdog_unmeasured_seconds
+        self._watchdogs = defaultdict[int, Watchdog](
+            lambda: Watchdog(floor_seconds=floor, unmeasured_seconds=unmeasured)
         )
         self._killed_at: float | None = None
 
-    def finished(self, seconds: float) -> None:
-        """A batch took this long to compute."""
-        self._watchdog.finished(seconds)
+    def finished(self, model: int, seconds: float) -> None:
+        """A batch of this model took this long to compute."""
+        self._watchdogs[model].finished(seconds)
 
     async def watch_loop(self) -> None:
         """Look several times a second. Raises BackendError when an engine survives its kill."""
@@ -51,14 +53,16 @@ class Warden:
                 self._weigh(self._memory_mib)
 
     def _look(self) -> None:
-        now, running = self._clock.monotonic(), self._batcher.running
-        if not self._watchdog.is_wedged(running, now):
+        now, running = self._clock.monotonic(), self._launcher.running
+        model, number = running or (0, None)
+        watchdog = self._watchdogs[model]
+        if not watchdog.is_wedged(number, now):
             self._killed_at = None
             return
         if self._killed_at is None:
             self._killed_at = now
             metrics.ENGINE_KILLS.labels("wedged").inc()
-            log.error("a batch has been running for more than %.1f s: the engine is killed", self._watchdog.limit)
+            log.error("a batch has been running for more than %.1f s: the engine is killed", watchdog.limit)
             self._link.kill()
         elif now - self._killed_at > _KILL_SECONDS:
             # A process that no signal ends hangs in its driver. Without this worker's renewals the lease ends, and its

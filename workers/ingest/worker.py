@@ -1,6 +1,6 @@
-"""The ingest process of one worker: wiring, start and stop.
+"""The ingest process of one worker: what its models share, start and stop.
 
-    lease, spec ─▶ slots, link ─▶ engine ready ─▶ bind ─▶ claim ─▶ drain ─▶ batcher ⇄ engine ─▶ publisher ─▶ commit
+    lease, specs ─▶ slots, link ─▶ engine ready ─▶ bind ─▶ claim ─▶ models drain ⇄ engine ─▶ publisher ─▶ commit
 
 It serves until its lease ends, whatever ends it: drained by the scheduler, lost, or given back at SIGTERM.
 """
@@ -10,39 +10,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contracts import topics
 from contracts.adapters.assignments import Assignments
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.journal import Journal
-from contracts.adapters.kafka import Producer, Reader
+from contracts.adapters.kafka import Producer
 from contracts.adapters.leases import Leases
+from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
-from contracts.dead_letters import Undertaker
-from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound, TransportError
+from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound
 from contracts.names import ModelVersion
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
-from workers.ingest import metrics
-from workers.ingest.batcher import Batcher
-from workers.ingest.broker_time import BrokerTime
-from workers.ingest.drain import Drain
+from workers.draining.broker_time import BrokerTime
+from workers.draining.courier import Courier
+from workers.draining.plan_cache import PlanCache
+from workers.draining.publisher import Publisher
+from workers.draining.tenure import Tenure
+from workers.draining.tombstones import Tombstones
+from workers.ingest import metrics, suspects
 from workers.ingest.engine_link import EngineLink
-from workers.ingest.forwarder import Desk, Forwarder
-from workers.ingest.intake import Intake
-from workers.ingest.knobs import KnobWatch
-from workers.ingest.publisher import Publisher
-from workers.ingest.responder import Responder
+from workers.ingest.launcher import Launcher
+from workers.ingest.served_model import ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
-from workers.ingest.suspects import Suspects
-from workers.ingest.tenure import Tenure
-from workers.ingest.tombstones import Tombstones
-from workers.ingest.validate import Validator
 from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready
 from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
@@ -67,6 +62,7 @@ class Worker:
         self._loops = Loops("worker")
         self._ready = asyncio.Event()
         self._load_failed: asyncio.Future[None] | None = None
+        self._models: list[ServedModel] = []
         self._why_stopped = "stopped"
         self._started = False
         self._stopped = False
@@ -74,57 +70,96 @@ class Worker:
     # --- start --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Return when the model is warm and the lease active. Raises what prevents that."""
+        """Return when all models are warm and the lease active. Raises what prevents that."""
         settings = self._settings
         url = settings.redis.url.get_secret_value()
         self._redis = await RedisDoor.open(url, prefix=settings.redis.prefix)
         self._leases = Leases(self._redis, settings.redis.pool)
-        lease, model = await self._what_to_serve()
-        key = model.spec.key
+        self._registry = Registry(self._redis, settings.redis.pool)
+        lease, models = await self._what_to_serve()
         self._producer = Producer(settings.kafka)
-        self._reader = Reader(settings.kafka, topics.commit_group(settings.kafka.prefix, key.model, key.version))
-        self._wire(lease, model)
+        self._wire(lease, models)
         self._started = True
-        await asyncio.gather(self._producer.open(), self._reader.open(), self._journal.open(), self._link.start())
+        opening = [model.open() for model in self._models]
+        await asyncio.gather(self._producer.open(), self._journal.open(), self._link.start(), *opening)
         try:
             await self._wait_for_engine()
         except ModelLoadError as exc:
             self._why_stopped = str(exc)[:_MAX_REASON]  # the pool tells it on to whoever waits for this worker
             raise
-        topic = topics.requests(settings.kafka.prefix, key.model, key.version)
-        self._drain.assign(await self._producer.partitions(topic))
-        await self._tenure.bind({"ingest_pid": str(os.getpid()), "device": self._responder.device})
-        self._loops.spawn("poll", self._drain.poll_loop())
-        self._loops.spawn("commit", self._drain.commit_loop())
+        for model in self._models:
+            await model.assign()
+        device = self._models[0].responder.device
+        await self._tenure.bind({"ingest_pid": str(os.getpid()), "device": device})
+        for model in self._models:
+            model.spawn(self._loops)
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
-        self._loops.spawn("knobs", self._knobs.follow_loop())
-        self._loops.spawn("grow", self._growth_loop(topic))
         self._loops.spawn("watch", self._warden.watch_loop())
-        self._loops.spawn("clear", self._suspects.clear_loop(self._pump))
-        self._loops.spawn("careful", self._suspects.careful_loop(self._intake, self._batcher.run_alone))
-        self._loops.spawn("forward", self._forwarder.loop())
-        self._loops.spawn("journal", self._suspects.keep_loop())
-        log.info("serving %s on %s under lease %s", key, self._responder.device, self._lease_id)
+        self._loops.spawn("plans", self._plans.refresh_loop())
+        self._loops.spawn("journal", suspects.keep_loop(self._journal))
+        log.info("serving %s on %s under lease %s", ", ".join(lease.models), device, self._lease_id)
 
-    async def _what_to_serve(self) -> tuple[Lease, RegisteredModel]:
+    async def _what_to_serve(self) -> tuple[Lease, list[RegisteredModel]]:
         lease = (await self._leases.state()).leases.get(self._lease_id)
         if lease is None or lease.token != self._token:
             msg = f"the pool knows no lease {self._lease_id} with our token"
             raise LeaseLost(msg)
-        key = ModelVersion.parse(lease.models[0])
-        model = await Registry(self._redis, self._settings.redis.pool).get_model(key)
-        if model is None:
-            msg = f"{key} is leased but not registered; apply it again"
-            raise ModelNotFound(msg)
-        return lease, model
+        models = []
+        for name in lease.models:
+            model = await self._registry.get_model(ModelVersion.parse(name))
+            if model is None:
+                msg = f"{name} is leased but not registered; apply it again"
+                raise ModelNotFound(msg)
+            models.append(model)
+        return lease, models
 
-    def _wire(self, lease: Lease, model: RegisteredModel) -> None:
-        spec, key, prefix = model.spec, model.spec.key, self._settings.kafka.prefix
-        inputs, outputs = region_bytes(spec, spec.inputs), region_bytes(spec, spec.outputs)
+    def _wire(self, lease: Lease, models: Sequence[RegisteredModel]) -> None:
+        self._open_link(lease, models)
+        self._launcher = Launcher(self._slots, self._clock, self._may_launch)
+        broker_time = BrokerTime(self._clock)
+        self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._launcher.pump)
+        self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
+        self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
+        tombstones = Tombstones(Cancels(self._redis), self._clock)
+        self._warden = Warden(self._link, self._launcher, self._clock, self._settings.worker)
+        around = Surroundings(
+            lease=lease,
+            settings=self._settings,
+            clock=self._clock,
+            registry=self._registry,
+            journal=self._journal,
+            tombstones=tombstones,
+            producer=self._producer,
+            publisher=self._publisher,
+            plans=self._plans,
+            courier=self._build_courier(),
+            broker_time=broker_time,
+            launcher=self._launcher,
+            send=self._link.send,
+            is_trusted=lambda: self._tenure.is_trusted,
+        )
+        self._models = [ServedModel(model, around) for model in models]
+        self._tenure = Tenure(
+            self._lease_id,
+            self._token,
+            leases=self._leases,
+            assignments=Assignments(self._redis, self._settings.redis.pool),
+            drains={model.topic: model.drain for model in self._models},
+            clock=self._clock,
+            settings=self._settings.lease,
+            renewed=self._launcher.pump,
+        )
+        self._loops.spawn("cancels", tombstones.follow_loop())
+
+    def _open_link(self, lease: Lease, models: Sequence[RegisteredModel]) -> None:
+        """One set of slots for all models, each large enough for any of them: the engine has two batches at a time."""
+        specs = [model.spec for model in models]
+        inputs = max(region_bytes(spec, spec.inputs) for spec in specs)
+        outputs = max(region_bytes(spec, spec.outputs) for spec in specs)
         self._slots = SlotFile.create(slots_path(self._lease_id), SLOT_COUNT, inputs, outputs)
         load = Load(
-            models=(ModelToLoad(str(key), spec.model_dump_json(), model.uri),),
+            models=tuple(ModelToLoad(str(model.key), model.spec.model_dump_json(), model.uri) for model in models),
             slots_path=str(self._slots.path),
             slot_count=SLOT_COUNT,
             input_bytes=inputs,
@@ -133,78 +168,13 @@ class Worker:
             device=",".join(share.device for share in lease.shares),
         )
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
-        broker_time = BrokerTime(self._clock)
-        self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._pump)
-        undertaker = Undertaker(str(key), model.digest, self._lease_id, self._token, socket.gethostname())
-        self._responder = Responder(
-            self._publisher,
-            key,
-            prefix=prefix,
-            undertaker=undertaker,
-            clock=self._clock,
-            retry_delays=self._settings.worker.retry_delays_seconds,
-        )
-        self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
-        self._suspects = Suspects(self._journal, lambda: self._tenure.is_trusted)
-        self._tombstones = Tombstones(Cancels(self._redis), self._clock)
-        self._batcher = self._build_batcher(model)
-        self._intake = Intake(key, Validator(spec), self._responder, self._clock, broker_time)
-        self._forwarder = self._build_forwarder(key, broker_time)
-        self._warden = Warden(self._link, self._batcher, self._clock, self._settings.worker)
-        registry = Registry(self._redis, self._settings.redis.pool)
-        self._knobs = KnobWatch(registry, key, spec.batching, self._batcher.configure)
-        self._drain = Drain(
-            topics.requests(prefix, key.model, key.version),
-            self._reader,
-            intake=self._intake,
-            batcher=self._batcher,
-            clock=self._clock,
-            settings=self._settings.worker,
-            may_take=lambda: self._tenure.is_trusted,
-            suspects=self._suspects,
-            forwarder=self._forwarder,
-        )
-        self._tenure = Tenure(
-            self._lease_id,
-            self._token,
-            leases=self._leases,
-            assignments=Assignments(self._redis, self._settings.redis.pool),
-            drains={self._drain.topic: self._drain},
-            clock=self._clock,
-            settings=self._settings.lease,
-            renewed=self._pump,
-        )
-        self._loops.spawn("cancels", self._tombstones.follow_loop())
 
-    def _build_forwarder(self, key: ModelVersion, broker_time: BrokerTime) -> Forwarder:
-        kafka = self._settings.kafka
-        group = topics.retry_group(kafka.prefix, key.model, key.version)
-        return Forwarder(
-            Desk(
-                topic=topics.retry(kafka.prefix, key.model, key.version),
-                requests=topics.requests(kafka.prefix, key.model, key.version),
-                delays_seconds=self._settings.worker.retry_delays_seconds,
-                open_reader=lambda: Reader(kafka, group),
-                producer=self._producer,
-                broker_time=broker_time,
-                is_trusted=lambda: self._tenure.is_trusted,
-            )
-        )
+    def _build_courier(self) -> Courier:
+        prefix = self._settings.kafka.prefix
+        return Courier(self._publisher, self._clock, prefix=prefix, partition_of=self._plans.partition_of)
 
-    def _build_batcher(self, model: RegisteredModel) -> Batcher:
-        return Batcher(
-            model.spec,
-            self._slots,
-            clock=self._clock,
-            publisher=self._publisher,
-            responder=self._responder,
-            send=self._link.send,
-            may_launch=lambda: self._link.is_ready and self._tenure.is_trusted,
-            is_trusted=lambda: self._tenure.is_trusted,
-            cancelled=self._tombstones,
-            suspects=self._suspects,
-            worker=self._lease_id,
-        )
+    def _may_launch(self) -> bool:
+        return self._publisher.has_room and self._link.is_ready and self._tenure.is_trusted
 
     async def _wait_for_engine(self) -> None:
         self._load_failed = asyncio.get_running_loop().create_future()
@@ -221,40 +191,31 @@ class Worker:
         finally:
             ready.cancel()
 
-    async def _growth_loop(self, topic: str) -> None:
-        """Partitions that were added to the topic become claimable."""
-        while True:
-            await asyncio.sleep(self._settings.lease.renew_seconds)
-            try:
-                self._drain.assign(await self._producer.partitions(topic))
-            except TransportError as exc:
-                log.warning("the partitions of %s are unknown: %s", topic, exc)
-
-    def _pump(self) -> None:
-        self._batcher.pump()
-
     # --- what the engine says -----------------------------------------------------------------------------------------
 
     def engine_ready(self, ready: Ready) -> None:
         """Launch what waits."""
-        self._responder.device = ready.device
+        for model in self._models:
+            model.responder.device = ready.device
         self._ready.set()
-        self._batcher.pump()
+        self._launcher.pump()
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
-        self._warden.finished(done.compute_us / 1e6)
-        self._batcher.done(done)
+        model = self._launcher.model_in(done.slot)
+        if model is not None:
+            self._warden.finished(model, done.compute_us / 1e6)
+        self._launcher.done(done)
 
     def engine_failed(self, failed: Failed) -> None:
         """A batch has no outputs."""
-        self._batcher.failed(failed)
+        self._launcher.failed(failed)
 
     def engine_lost(self) -> None:
         """The node agent starts another engine; its batches' requests run alone then."""
         metrics.ENGINE_RESTARTS.inc()
         log.warning("the engine is gone; waiting for the next one")
-        self._batcher.engine_lost()
+        self._launcher.engine_lost()
 
     def engine_cannot_load(self, message: str) -> None:
         """At the start this ends the worker; later the agent's restarts may still help."""
@@ -281,22 +242,23 @@ class Worker:
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
+            await self._plans.stop()
             await self._publisher.stop()
-            self._batcher.stop()
-            await self._suspects.stop(self._batcher.in_flight)
+            for model in self._models:
+                model.stop()
+            await suspects.close_in_peace(self._journal)
             await self._link.stop()
-            await asyncio.gather(self._reader.close(), self._producer.close())
+            await asyncio.gather(*(model.close() for model in self._models), self._producer.close())
             self._slots.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
 
     async def _wind_down(self, deadline: Deadline) -> None:
         try:
-            await self._drain.quiet()
-            await self._loops.join("poll", 2.0)
+            await asyncio.gather(*(model.quiet(self._loops) for model in self._models))
             if self._tenure.is_over:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
-                await self._drain.commit(1.0, final=True)
+                await asyncio.gather(*(model.drain.commit(1.0, final=True) for model in self._models))
             else:
                 async with asyncio.timeout(deadline.remaining):
                     await self._tenure.give_all(self._why_stopped)

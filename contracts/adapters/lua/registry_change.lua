@@ -1,7 +1,7 @@
 -- uses: (nothing)
 -- Change one table of the registry; the revision rises only when something is different afterwards.
 -- KEYS  R (root of the registry), the pool's event stream
--- ARGV  table (models, deployments, routes, knobs), then pairs: name, JSON ("" deletes)
+-- ARGV  table (models, deployments, routes, knobs, pipelines), then pairs: name, JSON ("" deletes)
 -- reply revision, how many entries changed
 -- keys  R:<table> HASH name -> JSON, R:rev STRING counter
 local tbl = KEYS[1] .. ':' .. ARGV[1]

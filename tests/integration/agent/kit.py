@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ from workers.agent.processes import start_time
 from workers.agent.settings import AgentGroup, AgentSettings
 from workers.devices.nvml import Nvml
 
-MODULES = ("tests.integration.agent.stand_in_ingest", "tests.integration.agent.stand_in_engine")
+MODULES = (
+    "tests.integration.agent.stand_in_ingest",
+    "tests.integration.agent.stand_in_engine",
+    "tests.integration.agent.stand_in_joiner",
+)
 ROOT = Path(__file__).parents[3]
 
 
@@ -59,7 +63,14 @@ class Fleet:
         finally:
             await agent.stop(Deadline(5.0))
 
-    async def commit(self, stem: str = "lease", *, device: str | None = None, mode: Mode = "cpu") -> Grant:
+    async def commit(
+        self,
+        stem: str = "lease",
+        *,
+        device: str | None = None,
+        mode: Mode = "cpu",
+        models: Sequence[str] = ("digits@2",),
+    ) -> Grant:
         """Grant a lease on this machine."""
         if not self._term:
             leader = await self.leases.acquire_leader("test", 60_000)
@@ -71,7 +82,7 @@ class Fleet:
             term=self._term,
             lease_id=f"{stem}-{next(self._numbers)}-{self.node}",
             deployment="digits@2",
-            models=["digits@2"],
+            models=models,
             mode=mode,
             node=self.node,
             shares=[] if mode == "none" else [Share(name, 100, 25)],

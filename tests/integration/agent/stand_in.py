@@ -1,8 +1,8 @@
 """A small program in place of ingest and engine, for tests of the agent alone.
 
-Started as `stand_in_ingest` or `stand_in_engine`. It leaves the files that the real ones leave, writes down its
-environment, and waits. Leases whose id contains `stubborn` ignore SIGTERM; those with `hopeless` exit at
-once; engines of those with `parent` start a child.
+Started as `stand_in_ingest`, `stand_in_engine` or `stand_in_joiner`. It leaves the files that the real ones leave,
+writes down its environment, and waits. Leases whose id contains `stubborn` ignore SIGTERM; those with `hopeless` exit
+at once; engines of those with `parent` start a child.
 """
 
 from __future__ import annotations

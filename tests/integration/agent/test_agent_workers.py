@@ -54,6 +54,19 @@ async def test_a_lease_without_a_device_has_no_engine(fleet: Fleet) -> None:
         assert not (fleet.folder / f"{grant.lease}.engine.log").exists()
 
 
+async def test_the_lease_of_a_pipeline_gets_a_joiner_and_nothing_else(fleet: Fleet) -> None:
+    async with fleet.agent():
+        grant = await fleet.commit(models=())
+        await wait_until(lambda: fleet.pid(grant, "joiner"))
+        seen = fleet.seen(grant, "joiner")
+        common = ["--lease", grant.lease, "--token", str(grant.token), "--run-dir", str(fleet.folder)]
+        assert seen["arguments"] == [*common, "--node", fleet.node]
+        assert not (fleet.folder / f"{grant.lease}.engine.log").exists()
+        fleet.kill(grant, "joiner")
+        await wait_until(partial(fleet.is_over, grant))
+        assert await fleet.used() == (0, 0)
+
+
 @pytest.mark.parametrize("stem", ["lease", "stubborn"])
 async def test_a_killed_ingest_frees_its_device_in_less_than_two_seconds(fleet: Fleet, stem: str) -> None:
     async with fleet.agent(fleet.settings(heartbeat_seconds=1.0)):

@@ -11,7 +11,7 @@ from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Partition, Record
 from contracts.clock import SystemClock
 from tests.integration.redis.kit import Pool
-from workers.ingest.claim import Claim
+from workers.draining.claim import Claim
 from workers.ingest.delivery import Delivery
 from workers.ingest.drain import CAREFUL_CLAIMS
 from workers.ingest.suspects import Suspects

@@ -59,6 +59,11 @@ def test_a_faulty_model_names_file_field_and_remedy(change: tuple[str, str], wor
         ("deployments: [{model: a.b, version: 1}, {model: a_b, version: 1}]", "share Kafka metrics"),
         ("deployments: [{model: a, version: 1, workers: {min: 3, max: 2}}]", "min 3 is above max 2"),
         ("deployments: [{model: a, version: 1, device: {kind: tpu}}]", "kind"),
+        ("deployments: [{models: [a@1, b@1]}, {model: b, version: 1}]", "b@1 is deployed twice"),
+        ("deployments: [{models: [a@1, b@1, b@1]}]", "b@1 stands twice"),
+        ("deployments: [{model: c, version: 1, models: [a@1, b@1]}]", "either model and version, or models"),
+        ("deployments: [{models: [a, b@1]}]", "'a' is no model version"),
+        ("deployments: [{models: []}]", "model"),
         ("deployments: [{model: a.1, version: 1}]", "write 'a-1', or 'a@1'"),
         ("routes: {a.1: {default: 1}}", "write 'a-1', or 'a@1'"),
     ],
@@ -122,3 +127,16 @@ def test_digits_in_a_models_name_are_fine_elsewhere(name: str) -> None:
 def test_request_ids_are_new_each_time() -> None:
     assert new_request_id() != new_request_id()
     assert not is_name("a" * 65)
+
+
+def test_a_deployment_of_several_models_goes_by_the_first() -> None:
+    (shared,) = parse_fleet("deployments: [{models: [a@1, b@2]}]", "fleet.yaml").deployments
+    assert str(shared.key) == "a@1"
+    assert list(map(str, shared.keys)) == ["a@1", "b@2"]
+    assert DeploymentSpec.model_validate_json(shared.model_dump_json()) == shared
+
+
+def test_a_list_of_one_model_is_that_model() -> None:
+    (alone,) = parse_fleet("deployments: [{models: [a@1]}]", "fleet.yaml").deployments
+    assert alone == DeploymentSpec(model="a", version=1)
+    assert list(map(str, alone.keys)) == ["a@1"]

@@ -186,3 +186,30 @@ def test_a_route_that_is_not_in_the_file_goes_before_its_deployment() -> None:
     )
     found = changes(FleetSpec(), {}, known, prune=True)
     assert [(change.kind, change.change) for change in found] == [("route", "removed"), ("deployment", "removed")]
+
+
+def shared_fleet(*names: str) -> FleetSpec:
+    return FleetSpec.model_validate({"deployments": [{"models": list(names)}]})
+
+
+def test_every_model_of_a_shared_deployment_is_read_and_needs_its_own_folder(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    write_model(tmp_path, folder="other/3", name="other", version=3)
+    found = read_fleet(write_fleet(tmp_path, {"models": ["digits@1", "other@3"]}))
+    assert [str(model.key) for model in found.models] == ["digits@1", "other@3"]
+    with pytest.raises(ConfigurationError, match=r"gone@1 has no model\.yaml"):
+        read_fleet(write_fleet(tmp_path, {"models": ["digits@1", "gone@1"]}))
+
+
+def test_a_model_is_served_by_one_deployment_only() -> None:
+    known = state(deployments={DIGITS: DeploymentSpec(model="digits", version=1)})
+    with pytest.raises(ConfigurationError, match=r"digits@1 is served by the deployment digits@1 already.*--prune"):
+        changes(shared_fleet("other@3", "digits@1"), {}, known)
+    found = changes(shared_fleet("other@3", "digits@1"), {}, known, prune=True)
+    assert [(change.name, change.change) for change in found] == [("other@3", "created"), ("digits@1", "removed")]
+
+
+def test_a_model_that_leaves_a_shared_deployment_is_served_all_the_time() -> None:
+    (shared,) = shared_fleet("digits@1", "digits@2").deployments
+    found = changes(fleet(1, 2), {}, state(deployments={DIGITS: shared}))
+    assert [(change.name, change.change) for change in found] == [("digits@2", "created"), ("digits@1", "changed")]

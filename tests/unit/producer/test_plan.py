@@ -8,9 +8,9 @@ import pytest
 from contracts.codec import decode_request
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
+from contracts.partitioner import Partitioner
 from contracts.specs import ModelSpec, TensorSpec
 from contracts.tensors import Tensor
-from producer.partitioner import Partitioner
 from producer.plan import ModelPlan
 
 KEY = ModelVersion("m", 1)
@@ -20,7 +20,7 @@ OUTPUTS = (TensorSpec(name="y", datatype="FP32", shape=(-1, 1)),)
 def make_plan(*inputs: tuple[str, str, tuple[int, ...]], known: bool = True) -> ModelPlan:
     specs = tuple(TensorSpec(name=name, datatype=datatype, shape=shape) for name, datatype, shape in inputs)
     spec = ModelSpec(name="m", version=1, backend="onnx", inputs=specs, outputs=OUTPUTS) if known else None
-    return ModelPlan(KEY, "t", Partitioner(1, first=0, longest_run=1), spec)
+    return ModelPlan(KEY, "t", Partitioner(1, first=0, longest_run=1), spec.request_inputs if spec else None)
 
 
 IMAGE = ("image", "FP32", (-1, 4))

@@ -76,6 +76,11 @@ def topic_of(deployment: str) -> str:
     return topics.requests(topics.DEFAULT_PREFIX, key.model, key.version)
 
 
+def joins_of(deployment: str) -> str:
+    key = ModelVersion.parse(deployment)
+    return topics.joins(topics.DEFAULT_PREFIX, key.model, key.version)
+
+
 def serious(actions: Iterable[Action]) -> list[Action]:
     """What there is to be carried out."""
     return [action for action in actions if isinstance(action, Commit | Want | Evict | Drain | Hold)]
@@ -85,12 +90,19 @@ class FleetModel:
     """Nodes, devices, leases and partitions; every method is one thing that may happen."""
 
     def __init__(
-        self, devices: Iterable[Device], demand: Mapping[str, DeploymentSpec], limits: Limits | None = None
+        self,
+        devices: Iterable[Device],
+        demand: Mapping[str, DeploymentSpec],
+        limits: Limits | None = None,
+        joins: Mapping[str, int] | None = None,
     ) -> None:
+        """`joins`: which of the deployments are pipelines, with the partitions of their joins topics."""
+        self.joins = joins or {}
         self.devices = {device.id: device for device in devices}
         self.nodes = {device.node: node(device.node) for device in self.devices.values()}
-        self.demand = {name: Wanted(wanted) for name, wanted in demand.items()}
+        self.demand = {name: Wanted(wanted, joins=self.joins.get(name, 0)) for name, wanted in demand.items()}
         self.partitions = {topic_of(name): wanted.partitions for name, wanted in demand.items()}
+        self.partitions |= {joins_of(name): count for name, count in self.joins.items()}
         self.leases: dict[str, Lease] = {}
         self.want: dict[tuple[str, int], str] = {}
         self.own: dict[tuple[str, int], str] = {}
@@ -279,7 +291,13 @@ class FleetModel:
         return found
 
     def loads(self, deployment: str) -> list[int]:
-        """How many partitions each active worker of a deployment owns, fewest first."""
-        topic = topic_of(deployment)
+        """How many partitions of its request topic each active worker of a deployment owns, fewest first."""
+        return self._loads(deployment, topic_of(deployment))
+
+    def join_loads(self, deployment: str) -> list[int]:
+        """The same for the joins topic of a pipeline."""
+        return self._loads(deployment, joins_of(deployment))
+
+    def _loads(self, deployment: str, topic: str) -> list[int]:
         active = [held.id for held in self.leases.values() if held.deployment == deployment and held.state == "active"]
         return sorted(sum(1 for key, owner in self.own.items() if owner == name and key[0] == topic) for name in active)

@@ -8,7 +8,7 @@ from contracts.errors import ConfigurationError
 from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec
 from scheduler.actions import Commit, Drain, Evict, Hold, Wait, Want, ranges
-from scheduler.explain import obstacles, unowned, why_unowned, why_waiting
+from scheduler.explain import obstacles, why_unowned, why_waiting
 from scheduler.planner import muster_all
 from scheduler.settings import SchedulerSettings
 from scheduler.snapshot import Backoff, Wanted
@@ -54,7 +54,7 @@ def test_failed_starts_and_missing_models_are_told_apart() -> None:
 def reasons(fleet: FleetModel) -> str:
     snapshot = fleet.snapshot()
     (crew,) = muster_all(snapshot, fleet.demand, fleet.now)
-    return why_unowned(snapshot, crew, unowned(snapshot, crew))
+    return why_unowned(snapshot, crew)
 
 
 def test_partitions_that_nobody_drains_say_what_they_wait_for() -> None:

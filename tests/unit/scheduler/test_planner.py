@@ -277,6 +277,46 @@ def test_a_lease_id_is_a_short_valid_name_whatever_the_model_is_called() -> None
     assert len(commit.lease) <= 48
 
 
+PIPELINE = "read-page@3"
+
+
+def one_pipeline(workers: tuple[int, int], joins: int) -> FleetModel:
+    return FleetModel([cpu()], {PIPELINE: spec(PIPELINE, workers)}, joins={PIPELINE: joins})
+
+
+def test_a_pipeline_gets_workers_without_a_model_who_share_both_its_topics() -> None:
+    fleet = one_pipeline((2, 2), joins=6)
+    fleet.settle()
+    assert [held.models for held in fleet.leases.values()] == [(), ()]
+    assert (fleet.loads(PIPELINE), fleet.join_loads(PIPELINE)) == ([4, 4], [3, 3])
+
+
+def test_a_pipeline_scaled_to_one_and_back_moves_parts_before_it_ends_workers() -> None:
+    fleet = one_pipeline((1, 4), joins=8)
+    for workers in (3, 1, 2):
+        fleet.scale(PIPELINE, workers)
+        fleet.settle()
+        assert (len(fleet.loads(PIPELINE)), sum(fleet.join_loads(PIPELINE))) == (workers, 8)
+
+
+def test_a_leaving_joiner_is_not_drained_while_it_owns_parts() -> None:
+    fleet = one_pipeline((2, 2), joins=4)
+    fleet.settle()
+    fleet.scale(PIPELINE, 1)
+    fleet.tick()
+    assert not [action for action in fleet.plan() if isinstance(action, Drain)]
+    assert all(held.state == "active" for held in fleet.leases.values())
+
+
+def test_a_removed_pipeline_is_wound_down_with_its_joins() -> None:
+    fleet = one_pipeline((2, 2), joins=4)
+    fleet.settle()
+    fleet.demand.pop(PIPELINE)
+    fleet.settle()
+    assert fleet.leases == {}
+    assert not fleet.own
+
+
 @st.composite
 def fleets(draw: st.DrawFn) -> FleetModel:
     devices: list[Device] = []
@@ -291,7 +331,8 @@ def fleets(draw: st.DrawFn) -> FleetModel:
             kind=draw(st.sampled_from(["cpu", "gpu", "any"])), mode=draw(st.sampled_from(["slice", "whole"])),
             compute=draw(st.sampled_from([10, 25, 60, 100])), memory_mib=draw(st.integers(1, 2_000)),
         )  # fmt: skip
-    return FleetModel(devices, demand)
+    joins = {name: draw(st.integers(1, 12)) for name in demand if draw(st.booleans())}
+    return FleetModel(devices, demand, joins=joins)
 
 
 def disturb(fleet: FleetModel, data: st.DataObject) -> None:
@@ -357,6 +398,10 @@ def test_whatever_happens_plans_are_accepted_complete_and_settle(fleet: FleetMod
         loads = fleet.loads(name)
         assert not loads or max(loads) - min(loads) <= 1
         assert sum(loads) == (wanted.spec.partitions if loads else 0)
+        if wanted.joins:
+            joins = fleet.join_loads(name)
+            assert not joins or max(joins) - min(joins) <= 1
+            assert sum(joins) == (wanted.joins if loads else 0)
         waits = [action.missing for action in fleet.plan() if isinstance(action, Wait) and action.deployment == name]
         assert sum(waits) == wanted.workers - len(loads)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from contracts.adapters.journal import Tries
 from contracts.adapters.kafka import Partition
-from workers.ingest.offsets import OffsetTracker
+from workers.draining.offsets import OffsetTracker
 
 
 class Claim:

@@ -20,7 +20,7 @@ from typing import Any
 from contracts.adapters.kafka import Ack, AckUnknown, Outgoing, Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest
-from workers.ingest import metrics
+from workers.draining import metrics
 
 log = logging.getLogger(__name__)
 

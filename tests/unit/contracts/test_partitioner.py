@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.partitioner import RUN_SECONDS, Partitioner
+from contracts.partitioner import RUN_SECONDS, Partitioner
 
 partition_counts = st.integers(1, 64)
 

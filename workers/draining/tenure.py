@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from contracts.adapters.assignments import Assignments
 from contracts.adapters.leases import Leases
@@ -21,13 +21,28 @@ from contracts.errors import LeaseLost, TransportError
 from contracts.lease import TrustWindow
 from contracts.pool import PartitionKey, Refusal, Renewal
 from contracts.settings import LeaseSettings
-from workers.ingest.drain import Drain
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.25
 _CLAIM_RETRY_SECONDS = 0.25
 _EVENT_BLOCK_MS = 2000
+
+
+class Drain(Protocol):
+    """What drains one topic, whose partitions come and go."""
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """The partitions drained now."""
+        ...
+
+    async def take(self, numbers: Iterable[int]) -> None:
+        """Begin to drain partitions that were just claimed."""
+
+    async def give(self, numbers: Iterable[int]) -> frozenset[int]:
+        """Finish what runs of these partitions and commit it; returns those that may be released."""
+        ...
 
 
 class Tenure:

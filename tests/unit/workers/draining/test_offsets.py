@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.ingest.offsets import Arrival, OffsetTracker
+from workers.draining.offsets import Arrival, OffsetTracker
 
 
 def test_the_commit_point_is_the_first_unanswered_offset() -> None:
@@ -96,3 +96,18 @@ def _never_delivered(records: list[int], received: set[int], tracker: OffsetTrac
     if not tracker.gaps:
         return set()
     return {offset for offset in records if offset not in received and offset < tracker.expected}
+
+
+def test_a_late_commit_of_somebody_else_is_repaired_once_it_is_seen() -> None:
+    tracker = OffsetTracker(5)
+    for offset in (5, 6):
+        tracker.receive(offset)
+        tracker.done(offset)
+    tracker.commit_succeeded(7)
+    assert tracker.to_commit() is None
+    tracker.read_back(6)
+    assert tracker.to_commit() == 7
+    tracker.read_back(7)
+    assert tracker.to_commit() is None
+    tracker.read_back(None)
+    assert tracker.to_commit() == 7

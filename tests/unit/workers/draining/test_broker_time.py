@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contracts.adapters.kafka import Ack
 from tests.helpers import FakeClock
-from workers.ingest.broker_time import BrokerTime
+from workers.draining.broker_time import BrokerTime
 
 
 def observe(time: BrokerTime, clock: FakeClock, broker_ahead_ms: int) -> None:

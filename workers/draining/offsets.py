@@ -97,3 +97,7 @@ class OffsetTracker:
     def commit_succeeded(self, offset: int) -> None:
         """Note a successful commit; within a claim commits never go down."""
         self.committed = max(self.committed, offset)
+
+    def read_back(self, offset: int | None) -> None:
+        """Note what is committed by now: an earlier owner's commit may have come late and stand below ours."""
+        self.committed = -1 if offset is None else offset

@@ -1,0 +1,118 @@
+"""A stack that serves a relay model in several versions and pipelines over it, as `headrace apply` would register them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import control, wait_for_workers
+from contracts.adapters.leases import Leases
+from contracts.adapters.registry import RegisteredModel, Registry
+from contracts.names import ModelVersion
+from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec, parse_model
+from deploy.cli.apply import carry_out, plan_changes
+from deploy.cli.repository import read_fleet
+from deploy.embedded.stack import EmbeddedStack
+from producer.client import InferenceClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
+PARTITIONS = 8
+
+CHAIN = """
+name: chain
+version: 1
+inputs: [{name: row, datatype: FP32, shape: [-1, 4]}]
+steps:
+  one: {model: relay@1, inputs: {row: input.row}}
+  two: {model: relay@2, inputs: {row: one.row}}
+  three: {model: relay@3, inputs: {row: two.row}}
+outputs: {row: three.row, first: one.row}
+topic: {partitions: 4}
+"""
+FAN = """
+name: fan
+version: 1
+inputs: [{name: row, datatype: FP32, shape: [-1, 4]}]
+steps:
+  head: {model: relay@1, inputs: {row: input.row}}
+  a: {model: relay@1, inputs: {row: head.row}}
+  b: {model: relay@2, inputs: {row: head.row}}
+  c: {model: relay@3, inputs: {row: head.row}}
+  d: {model: relay@2, inputs: {row: head.row}}
+  vote: {reduce: mean, inputs: {score: [a.score, b.score, c.score, d.score]}}
+outputs: {score: vote.score, head: head.row}
+topic: {partitions: 4}
+"""
+
+
+def row(value: float, wish: int = 0, high: float = 0.5) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """One row that can be told from others."""
+    return np.array([[wish, value, high, 0]], np.float32)
+
+
+@dataclass
+class PipelineFleet:
+    """The running stack, a client on it, and the way to the control plane."""
+
+    stack: EmbeddedStack
+    client: InferenceClient
+    registry: Registry
+    leases: Leases
+    folder: Path
+
+    async def apply(self, *pipelines: str, routes: Mapping[str, Any] | None = None) -> None:
+        """Register pipelines as `headrace apply` does, and wait for their joiners."""
+        text = "models: ./models\npipelines:\n"
+        for pipeline in pipelines:
+            block = textwrap.indent(pipeline.strip(), "    ")
+            text += "  -" + block[3:] + "\n"
+        if routes:
+            text += f"routes: {dict(routes)!r}\n"
+        (self.folder / "models").mkdir(exist_ok=True)
+        path = self.folder / "fleet.yaml"
+        path.write_text(text)
+        fleet = read_fleet(path)
+        await carry_out(self.registry, fleet, await plan_changes(self.registry, fleet, replace=True))
+        for one in fleet.pipelines:
+            await wait_for_workers(self.leases, one.spec.key, one.spec.workers.min)
+
+    async def deploy(self, version: int, workers: int = 1) -> None:
+        """Serve one version of the relay."""
+        spec = parse_model((FOLDER / "model.yaml").read_text(), "relay").model_copy(update={"version": version})
+        await self.registry.put_models([RegisteredModel(spec=spec, uri=str(FOLDER))])
+        await self.registry.put_deployment(
+            DeploymentSpec(
+                model="relay",
+                version=version,
+                workers=WorkersSpec(min=workers, max=4),
+                device=DeviceSpec(kind="cpu", compute=20, memory_mib=64),
+                topic=TopicSpec(partitions=PARTITIONS),
+                allow_code=True,
+            )
+        )
+
+    async def workers(self, version: int, count: int = 1) -> None:
+        """Wait for a version's workers."""
+        await wait_for_workers(self.leases, ModelVersion("relay", version), count)
+
+
+@asynccontextmanager
+async def pipeline_fleet(
+    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None
+) -> AsyncIterator[PipelineFleet]:
+    """Serve three versions of the relay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    async with EmbeddedStack(folder / "stack", env=dict(env or {})) as stack, control(stack) as (registry, leases):
+        async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client:
+            fleet = PipelineFleet(stack, client, registry, leases, folder)
+            for version in (1, 2, 3):
+                await fleet.deploy(version, workers)
+            for version in (1, 2, 3):
+                await fleet.workers(version, workers)
+            yield fleet

@@ -1,0 +1,27 @@
+"""A step of test pipelines: passes rows on, and fails on request."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RAISE, HANG = 1, 2
+
+
+class Relay:
+    """The handler that `model.yaml` names."""
+
+    def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Add 1 to the second column; `score` is made of the third."""
+        rows = inputs["row"].copy()
+        if (rows[:, 0] == RAISE).any():
+            msg = "asked to raise"
+            raise ValueError(msg)
+        if (rows[:, 0] == HANG).any():
+            time.sleep(600)
+        rows[:, 1] += 1
+        high = rows[:, 2]
+        return {"row": rows, "score": np.stack([high, 1 - high, 0 * high], axis=1).astype(np.float32)}

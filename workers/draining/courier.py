@@ -1,0 +1,113 @@
+"""What a plan wants to happen, carried out: all of it is published and acknowledged before anything is called done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from contracts.clock import Clock
+from contracts.emissions import Job, Outbound, failed, outbound
+from contracts.messages import Ran, Status
+from contracts.plans import Answer, Ask, Emission, Failure
+from workers.draining import metrics
+from workers.draining.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+Done = Callable[[object], None]
+Unroutable = Callable[[str, Done], None]
+"""Keeps a job's answer that has nowhere to go, says so, and calls on."""
+
+
+class Shipment:
+    """Emissions that belong together: `done` is called once, when the last of them is acknowledged."""
+
+    __slots__ = ("_done", "_left", "deadline", "job", "unroutable")
+
+    def __init__(self, job: Job, deadline: float, done: Done, unroutable: Unroutable | None) -> None:
+        """`deadline` is the job's, in seconds on the monotonic clock."""
+        self.job = job
+        self.deadline = deadline
+        self.unroutable = unroutable
+        self._done = done
+        self._left = 1
+
+    def expect(self, count: int) -> None:
+        """Wait for so many more."""
+        self._left += count
+
+    def settled(self, _: object = None) -> None:
+        """One of them is acknowledged, or can never be."""
+        self._left -= 1
+        if self._left == 0:
+            self._done(None)
+
+
+class Courier:
+    """Publishes emissions on behalf of one worker."""
+
+    def __init__(
+        self, publisher: Publisher, clock: Clock, *, prefix: str, partition_of: Callable[[str], int | None]
+    ) -> None:
+        self._publisher = publisher
+        self._clock = clock
+        self._prefix = prefix
+        self._partition_of = partition_of
+
+    def send(
+        self,
+        job: Job,
+        emissions: Iterable[Emission],
+        deadline: float,
+        done: Done,
+        *,
+        ran: Ran | None = None,
+        unroutable: Unroutable | None = None,
+    ) -> None:
+        """Publish; `done` is called when everything is acknowledged, and never before. The tensors of the emissions
+        are encoded before this returns.
+        """
+        shipment = Shipment(job, deadline, done, unroutable)
+        self._ship(shipment, emissions, ran)
+        shipment.settled()
+
+    def _ship(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> None:
+        left_ms = int((shipment.deadline - self._clock.monotonic()) * 1000)
+        records = outbound(
+            shipment.job, emissions, left_ms, prefix=self._prefix, partition_of=self._partition_of, ran=ran
+        )
+        shipment.expect(len(records))
+        for record in records:
+            metrics.EMISSIONS.labels(type(record.emission).__name__.lower()).inc()
+            if record.partition is None:
+                self._unroutable(shipment, record)
+            else:
+                copy = (record.value, record.headers, record.key)
+                lost = (lambda known: self._lost(shipment, known), record)
+                self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost)
+
+    def _lost(self, shipment: Shipment, record: Outbound) -> None:
+        """A record's topic does not exist, or does not take a record of its size."""
+        emission = record.emission
+        text = f"{record.topic} does not exist or does not take {len(record.value)} bytes"
+        if isinstance(emission, Answer):
+            self._unroutable(shipment, record)
+            return
+        if isinstance(emission, Ask):
+            failure = Failure(Status.INTERNAL, text, emission.node, retryable=True)
+            following = failed(shipment.job.plan, emission, failure)
+        else:
+            following = [Answer(failure=Failure(Status.INTERNAL, text, emission.join))]
+        self._ship(shipment, following, None)
+        shipment.settled()
+
+    @staticmethod
+    def _unroutable(shipment: Shipment, record: Outbound) -> None:
+        reply = shipment.job.reply
+        if reply is None:  # nobody asked for the result: that the job ran is the outcome
+            shipment.settled()
+        elif shipment.unroutable is not None:
+            shipment.unroutable(f"{record.topic} is no reply topic, or has no such partition", shipment.settled)
+        else:
+            log.warning("the answer of job %s has nowhere to go: %s", shipment.job.id, reply)
+            shipment.settled()

@@ -1,0 +1,15 @@
+"""What everything that drains a topic counts."""
+
+from __future__ import annotations
+
+from contracts import telemetry
+
+PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
+COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
+UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")
+OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
+LOST_TO_RETENTION = telemetry.counter(
+    "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
+)
+PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
+EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")

@@ -1,0 +1,143 @@
+"""The plans that a worker has met, and the topics that they lead to.
+
+A plan is fetched once, by the first record that names it, and kept: it never changes. Nothing waits meanwhile but what
+needs that plan. With a plan come the partition counts of the models' topics that it asks, which are read again now and
+then, since topics grow and models are deployed later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from contracts import topics
+from contracts.adapters.kafka import Producer, TopicMissing
+from contracts.adapters.plans import PlanStore
+from contracts.clock import Clock
+from contracts.errors import InvalidRequest, TransportError
+from contracts.partitioner import Partitioner
+from contracts.plans import Plan, decode
+
+log = logging.getLogger(__name__)
+
+KEPT = 256
+"""Plans: each rollout of a model in a pipeline makes a new one."""
+REFRESH_SECONDS = 10.0
+_RETRY_SECONDS = 0.5
+_LONGEST_RUN = 16  # records for one partition in a row, so that they share a batch there
+
+Then = Callable[[Plan | None], None]
+
+
+class PlanCache:
+    """Plans by digest."""
+
+    def __init__(self, store: PlanStore, producer: Producer, clock: Clock, *, prefix: str) -> None:
+        self._store = store
+        self._producer = producer
+        self._clock = clock
+        self._prefix = prefix
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self._waiting: dict[str, list[Then]] = {}
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._topics: dict[str, Partitioner | None] = {}
+
+    def get(self, digest: str) -> Plan | None:
+        """A plan that is known already."""
+        plan = self._plans.get(digest)
+        if plan is not None:
+            self._plans.move_to_end(digest)
+        return plan
+
+    def fetch(self, digest: str) -> None:
+        """Have a plan at hand soon."""
+        if digest not in self._plans and digest not in self._fetches:
+            self._fetches[digest] = asyncio.get_running_loop().create_task(self._fetch(digest), name=f"plan {digest}")
+
+    def when(self, digest: str, then: Then) -> None:
+        """Call back with a plan: at once when it is known, else when it came; None when there is no such plan."""
+        plan = self.get(digest)
+        if plan is not None:
+            then(plan)
+            return
+        self._waiting.setdefault(digest, []).append(then)
+        self.fetch(digest)
+
+    def add(self, plan: Plan) -> None:
+        """Keep a plan that was made here."""
+        self._plans[plan.digest] = plan
+        if len(self._plans) > KEPT:
+            self._plans.popitem(last=False)
+
+    def partition_of(self, topic: str) -> int | None:
+        """Where the next request for a model goes; None when its topic was not found."""
+        partitioner = self._topics.get(topic)
+        if partitioner is None:
+            self._topics.setdefault(topic, None)  # to be looked for at the next refresh
+            return None
+        return partitioner.next(self._clock.monotonic(), 2 * _LONGEST_RUN * partitioner.partitions)
+
+    async def prepare(self, plan: Plan) -> None:
+        """Learn of the topics that a plan leads to. Raises TransportError."""
+        names = [topics.requests(self._prefix, model.model, model.version) for model in plan.models]
+        await asyncio.gather(*(self._measure(name) for name in names if self._topics.get(name) is None))
+
+    async def refresh_loop(self) -> None:
+        """Keep up with topics that grow or appear."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await asyncio.gather(*(self._measure(name) for name in list(self._topics)))
+            except TransportError as exc:
+                log.warning("the topics of pipelines' models are unknown: %s", exc)
+
+    async def _measure(self, topic: str) -> None:
+        try:
+            count = await self._producer.partitions(topic)
+        except TopicMissing:
+            count = 0
+        known = self._topics.get(topic)
+        if not count:
+            self._topics[topic] = None
+        elif known is None:
+            self._topics[topic] = Partitioner(count, first=0, longest_run=_LONGEST_RUN)
+        else:
+            known.grow(count)
+
+    async def _fetch(self, digest: str) -> None:
+        """Never gives up while Redis or Kafka are away: the records that wait for this plan would have no outcome."""
+        try:
+            plan = await self._load(digest)
+            if plan is not None:
+                self.add(plan)
+            for then in self._waiting.pop(digest, ()):
+                then(plan)
+        finally:
+            self._fetches.pop(digest, None)
+
+    async def _load(self, digest: str) -> Plan | None:
+        while True:
+            try:
+                raw = await self._store.get(digest)
+                if raw is None:
+                    log.warning("there is no plan %s", digest)
+                    return None
+                plan = decode(raw)
+                await self.prepare(plan)
+            except InvalidRequest as exc:
+                log.warning("plan %s: %s", digest, exc)
+                return None
+            except TransportError as exc:
+                log.warning("plan %s is fetched again: %s", digest, exc)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return plan
+
+    async def stop(self) -> None:
+        """Give up what is being fetched; its records stay unanswered and are done again by the next owner."""
+        tasks = list(self._fetches.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

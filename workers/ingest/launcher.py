@@ -1,0 +1,206 @@
+"""The engine as ingest sees it: which slots its batches stand in, how much it has in hand, and whose turn is next.
+
+An engine runs one batch and has one ready, whatever number of models it holds, so they share its three slots and its
+depth of two. Each model has its own batcher, which decides when to cut and how much; `pump` asks them in the order of
+`turns` until the engine has enough. A model that would rather wait for more rows while a batch runs keeps its turn:
+others would otherwise take the ready place again and again, and it would never get in. A suspect of any model has the
+engine to itself.
+
+There is no loop here and no timer: `pump` is called when requests arrived, when the engine answered and when a policy
+asked to be asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from contracts.clock import Clock
+from workers.ingest.policy import DEPTH, Engine
+from workers.ingest.turns import Claimant, Turns
+from workers.link import Done, Failed
+from workers.slots import SlotFile, SlotPool
+
+
+class Launch(Enum):
+    """What a batcher did with its turn."""
+
+    DONE = 0
+    NONE = 1
+    KEPT = 2
+    """Nothing yet, but soon: the ready place is to be left to it."""
+
+
+class Launching(Protocol):
+    """One model's batches, as far as the launcher needs them."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests wait for a batch."""
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether the next to run must have the engine to itself."""
+
+    def latest_start(self) -> float:
+        """When the most urgent of what waits must be launched to be in time, in monotonic seconds."""
+
+    def launch_next(self) -> Launch:
+        """Launch a batch if one is due."""
+
+    def tell_room(self) -> None:
+        """Say whether the queue takes more."""
+
+    def done(self, done: Done) -> None:
+        """The engine has computed one of its batches."""
+
+    def failed(self, failed: Failed) -> None:
+        """The engine could not compute one of its batches."""
+
+    def engine_lost(self, *, was_alone: bool) -> None:
+        """The engine is gone with all its batches; `was_alone` when it had but one."""
+
+
+class _Flight(NamedTuple):
+    model: int
+    number: int
+    seconds: float
+    is_alone: bool
+
+
+class Launcher:
+    """One engine's slots and turns."""
+
+    def __init__(self, slots: SlotFile, clock: Clock, may_launch: Callable[[], bool]) -> None:
+        """`may_launch` is asked before every launch: engine ready, lease trusted, room for responses."""
+        self.slots = slots
+        self._clock = clock
+        self._may_launch = may_launch
+        self._pool = SlotPool(slots.count)
+        self._turns = Turns()
+        self._models: list[Launching] = []
+        self._flights: dict[int, _Flight] = {}
+        self._launched = 0
+        self._free_at = 0.0
+        self._is_pumping = self._pump_again = False
+
+    def join(self, batches: Launching) -> int:
+        """One more model; its number, which is its place in the engine's Load."""
+        self._models.append(batches)
+        return self._turns.join()
+
+    # --- what the engine has ------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the engine has nothing at all."""
+        return not self._flights
+
+    @property
+    def running(self) -> tuple[int, int] | None:
+        """Model and number of the batch that the engine works on, None when it is idle; it runs the oldest first."""
+        return next(((flight.model, flight.number) for flight in self._flights.values()), None)
+
+    def model_in(self, slot: int) -> int | None:
+        """Whose batch the engine has in a slot."""
+        flight = self._flights.get(slot)
+        return None if flight is None else flight.model
+
+    def engine(self, now: float) -> Engine:
+        """How much the engine has in hand, and when it is expected to be free."""
+        return Engine(len(self._flights), max(0.0, self._free_at - now) if self._flights else 0.0)
+
+    # --- towards the engine -------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Launch what can be launched now. A call from within has the outer one look again."""
+        self._pump_again = True
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            while self._pump_again:
+                self._pump_again = False
+                while self._has_place() and self._launch_one():
+                    pass
+                for batches in self._models:
+                    batches.tell_room()
+        finally:
+            self._is_pumping = False
+
+    def _has_place(self) -> bool:
+        if len(self._flights) >= DEPTH or not self._pool.free or not self._may_launch():
+            return False
+        return not any(flight.is_alone for flight in self._flights.values())
+
+    def _launch_one(self) -> bool:
+        """Let the models have their turns until one launches; False when none does."""
+        waiting = [model for model, batches in enumerate(self._models) if batches.is_waiting]
+        if len(waiting) > 1:
+            waiting = self._in_turn(waiting)
+        for model in waiting:
+            launch = self._models[model].launch_next()
+            if launch is Launch.DONE:
+                return True
+            if launch is Launch.KEPT and self._flights:
+                return False
+        return False
+
+    def _in_turn(self, waiting: list[int]) -> list[int]:
+        suspect = next((model for model in waiting if self._models[model].has_suspect), None)
+        if suspect is not None:
+            return [suspect]
+        now = self._clock.monotonic()
+        longest = max((flight.seconds for flight in self._flights.values()), default=0.0)
+        horizon = now + self.engine(now).wait + longest
+        return self._turns.order([Claimant(model, self._models[model].latest_start()) for model in waiting], horizon)
+
+    def acquire(self) -> tuple[int, int]:
+        """A free slot and the number of this use; for a batcher that has its turn."""
+        acquired = self._pool.acquire()
+        assert acquired is not None  # noqa: S101 - the pump looked, and nothing awaits in between
+        return acquired
+
+    def release(self, slot: int) -> None:
+        """What stood in a slot is not needed any more."""
+        self._pool.release(slot)
+
+    def launched(self, slot: int, model: int, seconds: float, *, is_alone: bool) -> None:
+        """A batch is about to be sent; it is expected to take so long."""
+        now = self._clock.monotonic()
+        self._launched += 1
+        self._free_at = max(now, self._free_at if self._flights else now) + seconds
+        self._flights[slot] = _Flight(model, self._launched, seconds, is_alone)
+        self._turns.charge(model, seconds)
+
+    # --- back from the engine -----------------------------------------------------------------------------------------
+
+    def done(self, done: Done) -> None:
+        """A batch's outputs are in its slot."""
+        flight = self._landed(done)
+        if flight is not None:
+            self._turns.correct(flight.model, done.compute_us / 1e6 - flight.seconds)
+            self._models[flight.model].done(done)
+
+    def failed(self, failed: Failed) -> None:
+        """A batch has no outputs."""
+        flight = self._landed(failed)
+        if flight is not None:
+            self._models[flight.model].failed(failed)
+
+    def _landed(self, answer: Done | Failed) -> _Flight | None:
+        """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
+        if not self._pool.is_current(answer.slot, answer.sequence):
+            return None
+        flight = self._flights.pop(answer.slot, None)
+        self._free_at = self._clock.monotonic() + sum(other.seconds for other in self._flights.values())
+        return flight
+
+    def engine_lost(self) -> None:
+        """The engine is gone, and with it every batch in it."""
+        was_alone = len(self._flights) == 1
+        self._flights.clear()
+        self._pool = SlotPool(self.slots.count)
+        for batches in self._models:
+            batches.engine_lost(was_alone=was_alone)

@@ -1,0 +1,176 @@
+"""One model version in a worker: its topic, its queue, its answers.
+
+    drain ─▶ intake ─▶ batcher ─▶ (launcher, engine) ─▶ responder ─▶ publisher
+
+A worker has one of these for each model of its lease. They share the engine and what is outside (`Surroundings`), and
+nothing else: each has a commit group, a retry topic, a latency table and knobs of its own, so that a model behaves the
+same whether it has a worker to itself or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+from contracts import topics
+from contracts.adapters.journal import Journal
+from contracts.adapters.kafka import Producer, Reader
+from contracts.adapters.registry import RegisteredModel, Registry
+from contracts.clock import Clock
+from contracts.dead_letters import Undertaker
+from contracts.errors import TransportError
+from contracts.names import ModelVersion
+from contracts.pool import Lease
+from contracts.service import Loops
+from workers.draining.broker_time import BrokerTime
+from workers.draining.courier import Courier
+from workers.draining.plan_cache import PlanCache
+from workers.draining.publisher import Publisher
+from workers.draining.tombstones import Tombstones
+from workers.ingest.batcher import Batcher
+from workers.ingest.drain import Drain
+from workers.ingest.forwarder import Desk, Forwarder
+from workers.ingest.intake import Intake
+from workers.ingest.knobs import KnobWatch
+from workers.ingest.launcher import Launcher
+from workers.ingest.onward import Onward
+from workers.ingest.responder import Responder
+from workers.ingest.settings import WorkerSettings
+from workers.ingest.suspects import Suspects
+from workers.ingest.validate import Validator
+from workers.link import Batch
+
+log = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 2.0  # a poll that is under way ends sooner
+
+
+class Surroundings(NamedTuple):
+    """What the models of a worker share."""
+
+    lease: Lease
+    settings: WorkerSettings
+    clock: Clock
+    registry: Registry
+    journal: Journal
+    tombstones: Tombstones
+    producer: Producer
+    publisher: Publisher
+    plans: PlanCache
+    courier: Courier
+    broker_time: BrokerTime
+    launcher: Launcher
+    send: Callable[[Batch], None]
+    is_trusted: Callable[[], bool]
+
+
+class ServedModel:
+    """Serves one model version from its request topic."""
+
+    def __init__(self, model: RegisteredModel, around: Surroundings) -> None:
+        self.key = key = model.spec.key
+        kafka = around.settings.kafka
+        self.topic = topics.requests(kafka.prefix, key.model, key.version)
+        self._around = around
+        self._reader = Reader(kafka, topics.commit_group(kafka.prefix, key.model, key.version))
+        self.responder = self._build_responder(model)
+        self._suspects = Suspects(around.journal, around.is_trusted)
+        self.batcher = Batcher(
+            model.spec,
+            around.launcher,
+            clock=around.clock,
+            responder=self.responder,
+            send=around.send,
+            is_trusted=around.is_trusted,
+            cancelled=around.tombstones,
+            suspects=self._suspects,
+            worker=around.lease.id,
+        )
+        self._intake = Intake(key, Validator(model.spec), self.responder, around.clock, around.broker_time)
+        self._forwarder = self._build_forwarder(key)
+        self._knobs = KnobWatch(around.registry, key, model.spec.batching, self.batcher.configure)
+        self.drain = Drain(
+            self.topic,
+            self._reader,
+            intake=self._intake,
+            batcher=self.batcher,
+            settings=around.settings.worker,
+            may_take=around.is_trusted,
+            suspects=self._suspects,
+            forwarder=self._forwarder,
+        )
+
+    def _build_responder(self, model: RegisteredModel) -> Responder:
+        around, lease, key = self._around, self._around.lease, model.spec.key
+        responder = Responder(
+            around.publisher,
+            key,
+            prefix=around.settings.kafka.prefix,
+            undertaker=Undertaker(str(key), model.digest, lease.id, lease.token, socket.gethostname()),
+            clock=around.clock,
+            retry_delays=around.settings.worker.retry_delays_seconds,
+        )
+        responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
+        return responder
+
+    def _build_forwarder(self, key: ModelVersion) -> Forwarder:
+        around, kafka = self._around, self._around.settings.kafka
+        group = topics.retry_group(kafka.prefix, key.model, key.version)
+        return Forwarder(
+            Desk(
+                topic=topics.retry(kafka.prefix, key.model, key.version),
+                requests=self.topic,
+                delays_seconds=around.settings.worker.retry_delays_seconds,
+                open_reader=lambda: Reader(kafka, group),
+                producer=around.producer,
+                broker_time=around.broker_time,
+                is_trusted=around.is_trusted,
+            )
+        )
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._reader.open()
+
+    async def assign(self) -> None:
+        """Make the partitions of the topic claimable."""
+        self.drain.assign(await self._around.producer.partitions(self.topic))
+
+    def spawn(self, loops: Loops) -> None:
+        """Start to work."""
+        for name, loop in (
+            ("poll", self.drain.poll_loop()),
+            ("commit", self.drain.commit_loop()),
+            ("knobs", self._knobs.follow_loop()),
+            ("grow", self._growth_loop()),
+            ("clear", self._suspects.clear_loop(self.batcher.pump)),
+            ("careful", self._suspects.careful_loop(self._intake, self.batcher.run_alone)),
+            ("forward", self._forwarder.loop()),
+        ):
+            loops.spawn(f"{name} {self.key}", loop)
+
+    async def _growth_loop(self) -> None:
+        """Partitions that were added to the topic become claimable."""
+        while True:
+            await asyncio.sleep(self._around.settings.lease.renew_seconds)
+            try:
+                await self.assign()
+            except TransportError as exc:
+                log.warning("the partitions of %s are unknown: %s", self.topic, exc)
+
+    async def quiet(self, loops: Loops) -> None:
+        """Take nothing new."""
+        await self.drain.quiet()
+        await loops.join(f"poll {self.key}", _QUIET_SECONDS)
+
+    def stop(self) -> None:
+        """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""
+        self.batcher.stop()
+        self._suspects.stop(self.batcher.in_flight)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._reader.close()

@@ -1,0 +1,1 @@
+"""The joiner: where the branches of pipelines meet."""
