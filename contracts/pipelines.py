@@ -311,7 +311,8 @@ def describe_invalid(exc: ValidationError, source: str, lines: Lines) -> str:
     faults = []
     for fault in exc.errors():
         path = [part for part in fault["loc"] if not str(part).startswith("<")]
-        line = lines.at(path) or 1
+        line = lines.at(path)
         message = fault["msg"].removeprefix("Value error, ")
-        faults.append((line, f"{source}:{line}: {'.'.join(map(str, path)) or 'file'}: {message}"))
+        place = source if line is None else f"{source}:{line}"
+        faults.append((line or 0, f"{place}: {'.'.join(map(str, path)) or 'file'}: {message}"))
     return "\n".join(text for _, text in sorted(faults, key=lambda entry: entry[0]))

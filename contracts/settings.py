@@ -24,6 +24,7 @@ SECTIONS = (
     "log",
     "lease",
     "worker",
+    "joiner",
     "agent",
     "scheduler",
     "client",

@@ -16,6 +16,7 @@ from producer.settings import ClientSettings
 from scheduler.settings import SchedulerSettings
 from workers.agent.settings import AgentSettings
 from workers.ingest.settings import WorkerSettings
+from workers.joiner.settings import JoinerSettings
 
 _HEAD = """# Configuration
 
@@ -28,6 +29,7 @@ This page is made by `python -m deploy.configuration`.
 _READERS: dict[str, type[HeadraceSettings]] = {
     "every process": HeadraceSettings,
     "worker": WorkerSettings,
+    "joiner": JoinerSettings,
     "agent": AgentSettings,
     "scheduler": SchedulerSettings,
     "client": ClientSettings,

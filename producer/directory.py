@@ -13,6 +13,7 @@ import secrets
 from typing import Protocol
 
 from contracts import topics
+from contracts.adapters.compiled import compiled
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound, TransportError
@@ -20,7 +21,7 @@ from contracts.names import ModelVersion
 from contracts.partitioner import Partitioner
 from contracts.pipelines import PipelineSpec
 from contracts.routing import pin
-from producer.jobs import PipelinePlan, compiled
+from producer.jobs import PipelinePlan
 from producer.plan import ModelPlan
 
 log = logging.getLogger(__name__)

@@ -6,17 +6,22 @@ said so. Anybody who can read Redis can observe; only the leader acts on it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
 from contracts.adapters.leases import Leases
-from contracts.adapters.registry import Registry, RegistryState
+from contracts.adapters.compiled import compiled
+from contracts.adapters.registry import RegisteredPipeline, Registry, RegistryState
+from contracts.errors import HeadraceError
 from contracts.names import ModelVersion
 from contracts.pool import Demand, Event, PoolState
 from scheduler.snapshot import Demands, Limits, Snapshot, Wanted
 from scheduler.starts import LOOK_BACK_MS, Starts
 from scheduler.topics import topics_of
+
+log = logging.getLogger(__name__)
 
 _FULL_PAGE = 1000  # events that one read returns at most
 _CHANGES_OF_DEMAND = frozenset({"registry", "demand"})
@@ -107,8 +112,23 @@ async def look(leases: Leases, registry: Registry, *, prefix: str, limits: Limit
 def _merge(known: RegistryState, demands: Mapping[ModelVersion, Demand]) -> dict[str, Wanted]:
     found = {}
     for key, spec in known.deployments.items():
-        pipeline = known.pipelines.get(key)
-        joins = pipeline.joins if pipeline is not None else 0
-        is_registered = pipeline is not None or all(model in known.models for model in spec.keys)
-        found[str(key)] = Wanted(spec, demands.get(key, Demand()), is_registered=is_registered, joins=joins)
+        demand, pipeline = demands.get(key, Demand()), known.pipelines.get(key)
+        if pipeline is None:
+            is_registered = all(model in known.models for model in spec.keys)
+            found[str(key)] = Wanted(spec, demand, is_registered=is_registered)
+        elif pipeline.is_fused:
+            fused = _models_of(known, pipeline)
+            found[str(key)] = Wanted(spec, demand, is_registered=bool(fused), fused=fused)
+        else:
+            found[str(key)] = Wanted(spec, demand, joins=pipeline.joins)
     return found
+
+
+def _models_of(known: RegistryState, pipeline: RegisteredPipeline) -> tuple[str, ...]:
+    """The models of a fused pipeline's plan, as routes have it now; none when it cannot be compiled."""
+    try:
+        models = compiled(pipeline, known).models
+    except HeadraceError as exc:
+        log.warning("pipeline %s cannot be compiled: %s", pipeline.key, exc)
+        return ()
+    return tuple(map(str, models)) if all(model in known.models for model in models) else ()

@@ -58,6 +58,11 @@ class RegisteredPipeline(BaseModel):
     joins: Annotated[int, Field(ge=1)]
 
     @property
+    def is_fused(self) -> bool:
+        """Whether its jobs run in memory, in workers that hold all of its models."""
+        return bool(self.spec.get("fused", False))
+
+    @property
     def key(self) -> ModelVersion:
         """Name and version."""
         return ModelVersion(self.name, self.version)

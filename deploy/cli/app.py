@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from contracts.errors import ConfigurationError, HeadraceError
-from deploy.cli import apply, dead, demo, drain, environment, infer, knobs, models, scale, status, up
+from deploy.cli import apply, dead, demo, drain, environment, infer, knobs, models, pipeline, scale, status, trace, up
 from deploy.cli.errors import NotReady
 
 FAILED, CALLED_WRONGLY, NOT_READY, INTERRUPTED = 1, 2, 3, 130
@@ -57,8 +57,10 @@ app.command("infer")(infer.infer)
 app.command("scale")(scale.scale)
 app.command("drain")(drain.drain)
 app.add_typer(dead.dead, name="dead")
+app.add_typer(pipeline.pipeline, name="pipeline")
 app.command("models")(models.models)
 app.command("knobs")(knobs.knobs)
+app.command("trace")(trace.trace)
 app.command("env")(environment.environment)
 
 

@@ -1,7 +1,7 @@
 """What applying a fleet file would change. Pure: the registry's state and a file's content in, a list of changes out.
 
-Models and pipelines come before the deployments that run them, deployments before the routes that name them; removals come
-the opposite order, so that no reader of the registry ever sees a name without what it stands for.
+Models and pipelines come before the deployments that run them, deployments before the routes that name them; removals
+come last, in the opposite order, so that no reader of the registry ever sees a name without what it stands for.
 """
 
 from __future__ import annotations

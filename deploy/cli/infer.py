@@ -14,6 +14,7 @@ from deploy.cli.options import AsJson, Data
 
 if TYPE_CHECKING:
     from contracts.messages import Response
+    from contracts.pipelines import PipelineSpec
     from contracts.settings import HeadraceSettings
     from contracts.specs import ModelSpec
 
@@ -76,13 +77,16 @@ async def _infer(settings: HeadraceSettings, model: str, inputs: list[str], text
         )
 
 
-def _spec(state: Any, model: str) -> ModelSpec:
-    """The model version that answers. Raises ModelNotFound with what there is."""
+def _spec(state: Any, model: str) -> ModelSpec | PipelineSpec:
+    """The model version or pipeline that answers. Raises ModelNotFound with what there is."""
     from contracts.names import ModelVersion
+    from contracts.pipelines import PipelineSpec
     from contracts.routing import pin
 
     name, number = (ModelVersion.parse(model)) if "@" in model else (model, None)
     key = pin(name, number, routes=state.routes, deployed=state.served)
+    if key in state.pipelines:
+        return PipelineSpec.model_validate(state.pipelines[key].spec)
     if key not in state.models:
         msg = f"{key} is deployed but not registered: apply its fleet file again"
         raise ModelNotFound(msg)

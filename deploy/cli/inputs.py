@@ -18,14 +18,18 @@ import numpy.typing as npt
 
 from contracts.errors import ConfigurationError
 from contracts.messages import Response
+from contracts.pipelines import PipelineSpec
 from contracts.specs import ModelSpec
 from contracts.tensors import BYTES, Tensor, numpy_type
 
 Arrays = dict[str, npt.ArrayLike]
 _SHOWN_ELEMENTS = 1000
 
+Asked = ModelSpec | PipelineSpec
+"""What inputs are for."""
 
-def parse_inputs(arguments: Sequence[str], spec: ModelSpec) -> Arrays:
+
+def parse_inputs(arguments: Sequence[str], spec: Asked) -> Arrays:
     """Inputs from `name=value` arguments; the name may be left out where the model has one input."""
     found: Arrays = {}
     for argument in arguments:
@@ -34,7 +38,7 @@ def parse_inputs(arguments: Sequence[str], spec: ModelSpec) -> Arrays:
     return found
 
 
-def _split(argument: str, spec: ModelSpec) -> tuple[str, str]:
+def _split(argument: str, spec: Asked) -> tuple[str, str]:
     name, equals, value = argument.partition("=")
     if equals and name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         return name, value
@@ -45,7 +49,7 @@ def _split(argument: str, spec: ModelSpec) -> tuple[str, str]:
     raise ConfigurationError(msg)
 
 
-def _datatype(spec: ModelSpec, name: str) -> str | None:
+def _datatype(spec: Asked, name: str) -> str | None:
     return next((tensor.datatype for tensor in spec.inputs if tensor.name == name), None)
 
 
@@ -86,7 +90,7 @@ def load_array(path: Path, datatype: str | None) -> npt.ArrayLike:
     return array
 
 
-def parse_json(text: str, spec: ModelSpec) -> tuple[Arrays, dict[str, Any]]:
+def parse_json(text: str, spec: Asked) -> tuple[Arrays, dict[str, Any]]:
     """Inputs and parameters of a JSON request."""
     try:
         content = json.loads(text)

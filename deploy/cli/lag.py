@@ -9,7 +9,7 @@ from contracts.adapters.kafka import Partition, Reader
 from contracts.errors import TransportError
 from contracts.names import ModelVersion
 from contracts.settings import KafkaSettings
-from contracts.topics import commit_group, requests
+from contracts.topics import commit_group, joins, joins_group, requests
 
 _PATIENCE_SECONDS = 5.0
 
@@ -19,32 +19,44 @@ class Lags:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._readers: dict[ModelVersion, Reader] = {}
+        self._readers: dict[str, Reader] = {}
 
     async def read(self, partitions: Mapping[ModelVersion, int]) -> dict[ModelVersion, int | None]:
         """The lag of each deployment, given the partitions of its topic; None where Kafka cannot tell."""
-        found = await asyncio.gather(*(self._lag(key, count) for key, count in partitions.items()))
-        return dict(zip(partitions, found, strict=True))
+        prefix = self._settings.prefix
+        return await self._read(
+            {key: (requests(prefix, *key), commit_group(prefix, *key), count) for key, count in partitions.items()}
+        )
 
-    async def _lag(self, key: ModelVersion, count: int) -> int | None:
+    async def read_joins(self, partitions: Mapping[ModelVersion, int]) -> dict[ModelVersion, int | None]:
+        """The same for the joins topics of pipelines: parts that are not settled."""
+        prefix = self._settings.prefix
+        return await self._read(
+            {key: (joins(prefix, *key), joins_group(prefix, *key), count) for key, count in partitions.items()}
+        )
+
+    async def _read(self, wanted: Mapping[ModelVersion, tuple[str, str, int]]) -> dict[ModelVersion, int | None]:
+        found = await asyncio.gather(*(self._lag(*one) for one in wanted.values()))
+        return dict(zip(wanted, found, strict=True))
+
+    async def _lag(self, topic: str, group: str, count: int) -> int | None:
         if not count:
             return None
-        topic = requests(self._settings.prefix, key.model, key.version)
         numbers = [Partition(topic, number) for number in range(count)]
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                reader = await self._reader(key)
+                reader = await self._reader(group)
                 bounds, committed = await reader.bounds(numbers), await reader.committed(numbers)
         except (TransportError, TimeoutError):
             return None
         return sum(end - max(first, committed[number] or 0) for number, (first, end) in bounds.items())
 
-    async def _reader(self, key: ModelVersion) -> Reader:
-        reader = self._readers.get(key)
+    async def _reader(self, group: str) -> Reader:
+        reader = self._readers.get(group)
         if reader is None:
-            reader = Reader(self._settings, commit_group(self._settings.prefix, key.model, key.version))
+            reader = Reader(self._settings, group)
             await reader.open()
-            self._readers[key] = reader
+            self._readers[group] = reader
         return reader
 
     async def close(self) -> None:

@@ -59,9 +59,12 @@ async def _models(settings: HeadraceSettings, name: str | None, *, as_json: bool
 
 
 def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
-    """The registered versions as plain data."""
+    """The registered versions as plain data, pipelines behind models."""
+    from contracts.pipelines import PipelineSpec
+
+    pipelines = {key: PipelineSpec.model_validate(one.spec) for key, one in state.pipelines.items()}
     served = state.served
-    return [
+    found: list[dict[str, Any]] = [
         {
             "name": key.model,
             "version": key.version,
@@ -77,6 +80,22 @@ def listed(state: RegistryState, name: str | None) -> list[dict[str, Any]]:
         for key, model in sorted(state.models.items())
         if name in (None, key.model)
     ]
+    return found + [
+        {
+            "name": key.model,
+            "version": key.version,
+            "backend": "pipeline",
+            "description": spec.description,
+            "inputs": [_tensor(tensor) for tensor in spec.inputs],
+            "outputs": [{"name": output, "datatype": None, "shape": None} for output in spec.outputs],
+            "is_deployed": key in served,
+            "is_default": key.model in state.routes and state.routes[key.model].default == key.version,
+            "digest": "",
+            "uri": "",
+        }
+        for key, spec in sorted(pipelines.items())
+        if name in (None, key.model)
+    ]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -84,4 +103,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _signature(tensors: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" for tensor in tensors)
+    return ", ".join(
+        f"{tensor['name']} {tensor['datatype']} {tensor['shape']}" if tensor["datatype"] else tensor["name"]
+        for tensor in tensors
+    )

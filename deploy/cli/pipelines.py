@@ -50,6 +50,12 @@ def registrations(
     fleet: FleetFile, state: RegistryState, *, prune: bool = False, replace: bool = False
 ) -> dict[ModelVersion, RegisteredPipeline]:
     """What is to be registered. Raises ConfigurationError with the lines of everything that is wrong."""
+    models = {model.key.model for model in fleet.models} | {key.model for key in state.models}
+    for one in fleet.pipelines:
+        if one.spec.name in models:
+            line = one.lines.at(("name",)) or 1
+            msg = f"{one.source}:{line}: a model has the name {one.spec.name}, too: rename the pipeline"
+            raise ConfigurationError(msg)
     after = _World(fleet, state, prune=prune)
     return {one.spec.key: _registration(one, after, state, replace=replace) for one in fleet.pipelines}
 
@@ -84,7 +90,8 @@ class _World:
 
     def __init__(self, fleet: FleetFile, state: RegistryState, *, prune: bool) -> None:
         wanted = {deployment.key: deployment for deployment in with_deployments(fleet).deployments}
-        self._deployed = wanted if prune else {**state.deployments, **wanted}
+        after = wanted if prune else {**state.deployments, **wanted}
+        self._deployed = {key for deployment in after.values() for key in deployment.keys}
         self._routes: dict[str, RouteSpec] = {**({} if prune else state.routes), **fleet.spec.routes}
         self._models: dict[ModelVersion, RegisteredModel] = {**state.models, **{one.key: one for one in fleet.models}}
         self._pipelines = {key: PipelineSpec.model_validate(one.spec) for key, one in state.pipelines.items()}

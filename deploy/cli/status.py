@@ -86,6 +86,10 @@ async def read_view(control: ControlPlane, lags: Lags) -> View:
     found = await lags.read({key: topic["partitions"] for key, topic in known.items()})
     for key, topic in known.items():
         topic["lag"] = found[key]
+    joining = {ModelVersion.parse(one["name"]): one["joins"] for one in deployments if one["joins"]}
+    open_parts = await lags.read_joins({key: topic["partitions"] for key, topic in joining.items()})
+    for key, topic in joining.items():
+        topic["lag"] = open_parts[key]
     return view
 
 
@@ -118,6 +122,9 @@ def _deployment(known: View) -> list[tuple[object, ...]]:
     """A row for the deployment, and one for each further model of its workers."""
     workers = f"{known['active']}/{known['wanted']}" + (" by hand" if known["by_hand"] else "")
     lag = "?" if known["lag"] is None else known["lag"]
+    if known.get("joins"):
+        parts = known["joins"].get("lag")
+        lag = f"{lag}; {'?' if parts is None else parts} parts"
     bounds = f"{known['min']}-{known['max']}"
     rows: list[tuple[object, ...]] = [(known["name"], workers, bounds, known["partitions"], lag, _state(known))]
     for name, other in zip(known.get("models", ())[1:], known.get("others", ()), strict=False):

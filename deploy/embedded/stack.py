@@ -51,7 +51,7 @@ START_SECONDS = 30.0
 AGENT_STOP_SECONDS = 30.0  # above what the agent itself allows its workers for finishing
 SCHEDULER_STOP_SECONDS = 5.0
 SERVER_STOP_SECONDS = 10.0
-_WORKER_MODULES = ("workers.ingest", "workers.engine")
+_WORKER_MODULES = ("workers.ingest", "workers.engine", "workers.joiner")
 _READY_POLL_MS = 50
 # There is one scheduler, and Redis is on this machine: after a crash nobody else waits out its leadership.
 _LEADERSHIP = {"HEADRACE_SCHEDULER__LEADER_TTL_SECONDS": "3", "HEADRACE_SCHEDULER__LEADER_RENEW_SECONDS": "1"}
@@ -321,12 +321,12 @@ class EmbeddedStack:
         self.processes[name].kill()
 
     def worker_pids(self, lease: str | None = None, modules: Sequence[str] = _WORKER_MODULES) -> list[int]:
-        """The processes of all workers here, or of one lease: its ingest and its engine. Needs /proc."""
+        """The processes of all workers here, or of one lease: ingest and engine, or a joiner. Needs /proc."""
         found = (stray for folder in self._run_folders.values() for stray in strays(folder, modules))
         return sorted(identity.pid for identity, name in found if lease in (None, name))
 
     def kill_worker(self, lease: str) -> list[int]:
-        """SIGKILL both processes of a worker; returns their ids."""
+        """SIGKILL all processes of a worker; returns their ids."""
         pids = self.worker_pids(lease)
         _kill_all(pids)
         return pids

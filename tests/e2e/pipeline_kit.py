@@ -1,4 +1,4 @@
-"""A stack that serves a relay model in several versions and pipelines over it, as `headrace apply` would register them."""
+"""A stack that serves a relay model in several versions, and pipelines over it as `headrace apply` registers them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from producer.client import InferenceClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
+RAISE, SLOW = 1, 2
 
 CHAIN = """
 name: chain
@@ -51,9 +52,9 @@ topic: {partitions: 4}
 """
 
 
-def row(value: float, wish: int = 0, high: float = 0.5) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """One row that can be told from others."""
-    return np.array([[wish, value, high, 0]], np.float32)
+def row(value: float, wish: int = 0, *, at: int = 0, high: float = 0.5) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One row that can be told from others; the step number `at` (from 0) fails on it as wished."""
+    return np.array([[wish, value, high, at]], np.float32)
 
 
 @dataclass
@@ -108,11 +109,14 @@ async def pipeline_fleet(
 ) -> AsyncIterator[PipelineFleet]:
     """Serve three versions of the relay."""
     folder.mkdir(parents=True, exist_ok=True)
-    async with EmbeddedStack(folder / "stack", env=dict(env or {})) as stack, control(stack) as (registry, leases):
-        async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client:
-            fleet = PipelineFleet(stack, client, registry, leases, folder)
-            for version in (1, 2, 3):
-                await fleet.deploy(version, workers)
-            for version in (1, 2, 3):
-                await fleet.workers(version, workers)
-            yield fleet
+    async with (
+        EmbeddedStack(folder / "stack", env=dict(env or {})) as stack,
+        control(stack) as (registry, leases),
+        InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client,
+    ):
+        fleet = PipelineFleet(stack, client, registry, leases, folder)
+        for version in (1, 2, 3):
+            await fleet.deploy(version, workers)
+        for version in (1, 2, 3):
+            await fleet.workers(version, workers)
+        yield fleet

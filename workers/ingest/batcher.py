@@ -24,8 +24,7 @@ from workers.ingest.delivery import Delivery
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.layout import Layout
 from workers.ingest.policy import Cut, Policy, Wait
-from workers.ingest.responder import Responder
-from workers.ingest.split import Answers, forget, is_settled, split
+from workers.ingest.split import Answering, Answers, forget, is_settled, split
 from workers.ingest.suspects import Suspects
 from workers.link import Batch, Done, Failed
 
@@ -60,7 +59,7 @@ class Batcher:
         launcher: Launcher,
         *,
         clock: Clock,
-        responder: Responder,
+        responder: Answering,
         send: Callable[[Batch], None],
         is_trusted: Callable[[], bool],
         cancelled: Tombstones,
@@ -88,9 +87,8 @@ class Batcher:
         self._layout = Layout(spec)
         self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
         self.queue = BatchQueue(per_key=spec.batching.order == "per_key")
-        self.room = asyncio.Event()
-        """Set while the queue takes more."""
-        self.room.set()
+        self._room = asyncio.Event()
+        self._room.set()
         self._number = launcher.join(self)
         self.configure(spec.batching)
 
@@ -100,7 +98,7 @@ class Batcher:
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
         self._largest = self._policy.buckets.top
-        self.tell_room()
+        self.look()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
@@ -115,10 +113,21 @@ class Batcher:
 
     def pump(self) -> None:
         """Launch what can be launched now, of this and every other model."""
-        if self._arrived_rows:
-            self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
-            self._arrived_rows = 0
         self._launcher.pump()
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a batch."""
+        return self.queue.rows
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue takes more."""
+        return self._room.is_set()
+
+    async def wait_for_room(self) -> None:
+        """Return when it does."""
+        await self._room.wait()
 
     @property
     def is_waiting(self) -> bool:
@@ -163,12 +172,15 @@ class Batcher:
         self.queue.put_groups(isolate.singles(parts))
         self.pump()
 
-    def tell_room(self) -> None:
-        """Say whether the queue takes more."""
+    def look(self) -> None:
+        """Note what has arrived, and whether the queue takes more."""
+        if self._arrived_rows:
+            self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
+            self._arrived_rows = 0
         if self.queue.rows >= self._limit and not self._rejects:
-            self.room.clear()
+            self._room.clear()
         elif self.queue.rows <= self._limit // 2 or self._rejects:
-            self.room.set()
+            self._room.set()
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
@@ -202,7 +214,9 @@ class Batcher:
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
-        if not self._cancelled and all(d.deadline > now and d.whole is None for d in deliveries):
+        if not self._cancelled and all(
+            d.deadline > now and d.whole is None and d.origin.leg is None for d in deliveries
+        ):
             return deliveries
         living = []
         for delivery in deliveries:
@@ -355,12 +369,12 @@ class Batcher:
             forget(delivery)
             self.queue.settled(delivery)
 
-    def drop(self, unwanted: Callable[[Delivery], bool]) -> None:
+    def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
         for delivery in self.queue.remove(unwanted):
             self._suspects.dropped(delivery)
             forget(delivery)
-        self.tell_room()
+        self.look()
 
     def stop(self) -> None:
         """Cut no further batch."""

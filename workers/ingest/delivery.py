@@ -31,6 +31,15 @@ class Leg:
         self.deadline = deadline
         self.carried: tuple[Tensor, ...] = ()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its job has ended without it, as far as this worker knows."""
+        return False
+
+    def end(self) -> bool:
+        """It leaves this worker's hands without an outcome; whether its record does, too."""
+        return True
+
 
 class Origin(NamedTuple):
     """Where a record came from and where its response goes; all that an answer needs.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from contracts.adapters.kafka import Partition, Reader, Record
 from workers.draining.claim import Claim
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.ingest import metrics
-from workers.ingest.batcher import Batcher
+from workers.ingest.delivery import Delivery
 from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.settings import WorkerGroup
@@ -26,6 +27,32 @@ CAREFUL_CLAIMS = 3
 """A partition that was begun so often without getting on has something in it that ends workers."""
 
 
+class Batches(Protocol):
+    """What takes deliveries: the batcher of a model, or the jobs of a fused pipeline."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more can be taken."""
+        ...
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a batch."""
+        ...
+
+    async def wait_for_room(self) -> None:
+        """Return when more can be taken."""
+
+    def put(self, delivery: Delivery) -> None:
+        """Take a delivery."""
+
+    def pump(self) -> None:
+        """The last of several was put."""
+
+    def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
+        """Forget what was not begun, or, of what takes several steps, even what was."""
+
+
 class Drain(TopicDrain):
     """The partitions of one request topic that this worker owns."""
 
@@ -35,7 +62,7 @@ class Drain(TopicDrain):
         reader: Reader,
         *,
         intake: Intake,
-        batcher: Batcher,
+        batcher: Batches,
         settings: WorkerGroup,
         may_take: Callable[[], bool],
         suspects: Suspects,
@@ -72,14 +99,14 @@ class Drain(TopicDrain):
         self._batcher.drop(lambda delivery: delivery.origin.claim in claims)
 
     def _abandon(self, claims: Iterable[Claim]) -> None:
-        self._silence(claims)
+        self._batcher.drop(lambda delivery: delivery.origin.claim in claims, begun=True)
 
     async def _room(self) -> bool:
-        if self._batcher.room.is_set():
+        if self._batcher.has_room:
             return True
         try:
             async with asyncio.timeout(1.0):
-                await self._batcher.room.wait()
+                await self._batcher.wait_for_room()
         except TimeoutError:
             return False
         return True
@@ -102,7 +129,7 @@ class Drain(TopicDrain):
 
     async def _took(self) -> None:
         self._batcher.pump()
-        self._queue_rows.set(self._batcher.queue.rows)
+        self._queue_rows.set(self._batcher.waiting_rows)
 
     def _progressed(self, claim: Claim) -> None:
         if claim.claims:

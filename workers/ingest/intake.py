@@ -6,25 +6,34 @@ Nothing that a record contains may stop the worker: headers, body, shapes and na
 from __future__ import annotations
 
 import contextlib
+from typing import Protocol
 
 from contracts.adapters.kafka import LOG_APPEND_TIME, Record
 from contracts.clock import Clock
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
-from contracts.messages import RequestHeaders
+from contracts.messages import RequestBody, RequestHeaders
 from contracts.names import ModelVersion
 from workers.draining.broker_time import BrokerTime
 from workers.draining.claim import Claim
 from workers.ingest.delivery import LANES, Delivery, Leg, Origin
 from workers.ingest.responder import Responder
-from workers.ingest.validate import Validator
+from workers.ingest.validate import Checked
+
+
+class Checking(Protocol):
+    """Says whether a request fits."""
+
+    def check(self, body: RequestBody) -> Checked:
+        """What the batcher needs; raises InvalidRequest."""
+        ...
 
 
 class Intake:
     """Takes the records of one model version."""
 
     def __init__(
-        self, key: ModelVersion, validator: Validator, responder: Responder, clock: Clock, broker_time: BrokerTime
+        self, key: ModelVersion, validator: Checking, responder: Responder, clock: Clock, broker_time: BrokerTime
     ) -> None:
         self._key = key
         self._validator = validator
@@ -43,8 +52,9 @@ class Intake:
             return None
         now = self._clock.monotonic()
         waited_ms = self._waited_ms(record)
-        origin = Origin(claim, record, headers.id, headers.reply, headers.attempt, _leg(headers, now, waited_ms))
-        if headers.hop is not None:
+        leg = self._leg(headers, now, waited_ms)
+        origin = Origin(claim, record, headers.id, headers.reply, headers.attempt, leg)
+        if leg is not None and headers.hop is not None:
             self._responder.onward.expect(headers.hop)
         try:
             return self._accept(origin, headers, now, waited_ms)
@@ -58,7 +68,7 @@ class Intake:
         request_id, reply = decode_address(record.headers)
         leg = None
         with contextlib.suppress(InvalidRequest):
-            leg = _leg(decode_headers(record.headers), self._clock.monotonic(), self._waited_ms(record))
+            leg = self._leg(decode_headers(record.headers), self._clock.monotonic(), self._waited_ms(record))
         self._responder.condemn(Origin(claim, record, request_id, reply, leg=leg), message, attempts)
 
     def _waited_ms(self, record: Record) -> int:
@@ -98,9 +108,8 @@ class Intake:
             msg = f"the headers ask for version {headers.version}, the topic serves {self._key}"
             raise InvalidRequest(msg)
 
-
-def _leg(headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
-    if headers.hop is None:
-        return None
-    left_ms = headers.ttl_ms if headers.hop.left_ms is None else headers.hop.left_ms
-    return Leg(headers, now + (left_ms - waited_ms) / 1000)
+    def _leg(self, headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
+        if headers.hop is None:
+            return None
+        left_ms = headers.ttl_ms if headers.hop.left_ms is None else headers.hop.left_ms
+        return Leg(headers, now + (left_ms - waited_ms) / 1000)

@@ -49,8 +49,8 @@ class Launching(Protocol):
     def launch_next(self) -> Launch:
         """Launch a batch if one is due."""
 
-    def tell_room(self) -> None:
-        """Say whether the queue takes more."""
+    def look(self) -> None:
+        """Note what has arrived, and whether the queue takes more."""
 
     def done(self, done: Done) -> None:
         """The engine has computed one of its batches."""
@@ -122,10 +122,12 @@ class Launcher:
         try:
             while self._pump_again:
                 self._pump_again = False
+                for batches in self._models:
+                    batches.look()
                 while self._has_place() and self._launch_one():
                     pass
                 for batches in self._models:
-                    batches.tell_room()
+                    batches.look()
         finally:
             self._is_pumping = False
 

@@ -1,4 +1,4 @@
-"""One model version in a worker: its topic, its queue, its answers.
+"""One request topic in a worker, and what serves it: a model version with its queue and its answers.
 
     drain ─▶ intake ─▶ batcher ─▶ (launcher, engine) ─▶ responder ─▶ publisher
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
 
 from contracts import topics
 from contracts.adapters.journal import Journal
@@ -31,7 +31,8 @@ from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
 from workers.ingest.batcher import Batcher
-from workers.ingest.drain import Drain
+from workers.ingest.delivery import Delivery
+from workers.ingest.drain import Batches, Drain
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
@@ -39,12 +40,14 @@ from workers.ingest.launcher import Launcher
 from workers.ingest.onward import Onward
 from workers.ingest.responder import Responder
 from workers.ingest.settings import WorkerSettings
+from workers.ingest.split import Answering
 from workers.ingest.suspects import Suspects
 from workers.ingest.validate import Validator
 from workers.link import Batch
 
 log = logging.getLogger(__name__)
 
+Loop = Callable[[], Coroutine[Any, Any, None]]
 _QUIET_SECONDS = 2.0  # a poll that is under way ends sooner
 
 
@@ -67,57 +70,84 @@ class Surroundings(NamedTuple):
     is_trusted: Callable[[], bool]
 
 
-class ServedModel:
-    """Serves one model version from its request topic."""
+class Serving(Batches, Protocol):
+    """What takes deliveries, suspects too."""
 
-    def __init__(self, model: RegisteredModel, around: Surroundings) -> None:
-        self.key = key = model.spec.key
+    def run_alone(self, delivery: Delivery) -> None:
+        """Run a suspect before anything else."""
+
+
+class Served:
+    """What drains one request topic, whatever its requests lead to."""
+
+    def __init__(self, key: ModelVersion, digest: str, around: Surroundings) -> None:
+        self.key = key
         kafka = around.settings.kafka
         self.topic = topics.requests(kafka.prefix, key.model, key.version)
         self._around = around
         self._reader = Reader(kafka, topics.commit_group(kafka.prefix, key.model, key.version))
-        self.responder = self._build_responder(model)
+        self.responder = self._build_responder(digest)
         self._suspects = Suspects(around.journal, around.is_trusted)
-        self.batcher = Batcher(
+        self._forwarder = self._build_forwarder()
+        self._loops: list[tuple[str, Loop]] = []
+        self._batchers: list[Batcher] = []
+        self.drain: Drain
+
+    def _serve(self, intake: Intake, batches: Serving) -> None:
+        around = self._around
+        self.drain = Drain(
+            self.topic,
+            self._reader,
+            intake=intake,
+            batcher=batches,
+            settings=around.settings.worker,
+            may_take=around.is_trusted,
+            suspects=self._suspects,
+            forwarder=self._forwarder,
+        )
+        self._loops += [
+            ("poll", self.drain.poll_loop),
+            ("commit", self.drain.commit_loop),
+            ("grow", self._growth_loop),
+            ("clear", lambda: self._suspects.clear_loop(around.launcher.pump)),
+            ("careful", lambda: self._suspects.careful_loop(intake, batches.run_alone)),
+            ("forward", self._forwarder.loop),
+        ]
+
+    def _batcher(self, model: RegisteredModel, responder: Answering) -> Batcher:
+        """The batches of a model, with its knobs followed."""
+        around = self._around
+        batcher = Batcher(
             model.spec,
             around.launcher,
             clock=around.clock,
-            responder=self.responder,
+            responder=responder,
             send=around.send,
             is_trusted=around.is_trusted,
             cancelled=around.tombstones,
             suspects=self._suspects,
             worker=around.lease.id,
         )
-        self._intake = Intake(key, Validator(model.spec), self.responder, around.clock, around.broker_time)
-        self._forwarder = self._build_forwarder(key)
-        self._knobs = KnobWatch(around.registry, key, model.spec.batching, self.batcher.configure)
-        self.drain = Drain(
-            self.topic,
-            self._reader,
-            intake=self._intake,
-            batcher=self.batcher,
-            settings=around.settings.worker,
-            may_take=around.is_trusted,
-            suspects=self._suspects,
-            forwarder=self._forwarder,
-        )
+        knobs = KnobWatch(around.registry, model.key, model.spec.batching, batcher.configure)
+        self._loops.append((f"knobs {model.key}", knobs.follow_loop))
+        self._batchers.append(batcher)
+        return batcher
 
-    def _build_responder(self, model: RegisteredModel) -> Responder:
-        around, lease, key = self._around, self._around.lease, model.spec.key
+    def _build_responder(self, digest: str) -> Responder:
+        around, lease, key = self._around, self._around.lease, self.key
         responder = Responder(
             around.publisher,
             key,
             prefix=around.settings.kafka.prefix,
-            undertaker=Undertaker(str(key), model.digest, lease.id, lease.token, socket.gethostname()),
+            undertaker=Undertaker(str(key), digest, lease.id, lease.token, socket.gethostname()),
             clock=around.clock,
             retry_delays=around.settings.worker.retry_delays_seconds,
         )
         responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
         return responder
 
-    def _build_forwarder(self, key: ModelVersion) -> Forwarder:
-        around, kafka = self._around, self._around.settings.kafka
+    def _build_forwarder(self) -> Forwarder:
+        around, kafka, key = self._around, self._around.settings.kafka, self.key
         group = topics.retry_group(kafka.prefix, key.model, key.version)
         return Forwarder(
             Desk(
@@ -141,16 +171,8 @@ class ServedModel:
 
     def spawn(self, loops: Loops) -> None:
         """Start to work."""
-        for name, loop in (
-            ("poll", self.drain.poll_loop()),
-            ("commit", self.drain.commit_loop()),
-            ("knobs", self._knobs.follow_loop()),
-            ("grow", self._growth_loop()),
-            ("clear", self._suspects.clear_loop(self.batcher.pump)),
-            ("careful", self._suspects.careful_loop(self._intake, self.batcher.run_alone)),
-            ("forward", self._forwarder.loop()),
-        ):
-            loops.spawn(f"{name} {self.key}", loop)
+        for name, loop in self._loops:
+            loops.spawn(f"{name} {self.key}", loop())
 
     async def _growth_loop(self) -> None:
         """Partitions that were added to the topic become claimable."""
@@ -168,9 +190,19 @@ class ServedModel:
 
     def stop(self) -> None:
         """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""
-        self.batcher.stop()
-        self._suspects.stop(self.batcher.in_flight)
+        for batcher in self._batchers:
+            batcher.stop()
+            self._suspects.stop(batcher.in_flight)
 
     async def close(self) -> None:
         """Disconnect."""
         await self._reader.close()
+
+
+class ServedModel(Served):
+    """Serves one model version from its request topic."""
+
+    def __init__(self, model: RegisteredModel, around: Surroundings) -> None:
+        super().__init__(model.key, model.digest, around)
+        intake = Intake(model.key, Validator(model.spec), self.responder, around.clock, around.broker_time)
+        self._serve(intake, self._batcher(model, self.responder))

@@ -8,10 +8,11 @@ responder and lets requests that were not split pass.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from contracts.messages import Receipt, Status
 from contracts.tensors import BYTES, Tensor, element_offsets
 from workers.ingest.delivery import Delivery
-from workers.ingest.responder import Responder
 
 
 class Whole:
@@ -96,10 +97,34 @@ def _shares(tensor: Tensor, counts: list[int]) -> list[Tensor]:
     ]
 
 
-class Answers:
-    """A responder that answers a split request once."""
+class Answering(Protocol):
+    """Who is told the outcomes of requests: the responder, or what stands in for it."""
 
-    def __init__(self, responder: Responder) -> None:
+    @property
+    def device(self) -> str:
+        """Where the engine says it runs."""
+        ...
+
+    def count_successes(self) -> None:
+        """A batch has been answered."""
+
+    def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
+        """A request has its outputs, which may be views."""
+
+    def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
+        """A request has none."""
+
+    def retry(self, delivery: Delivery, reason: str, message: str) -> None:
+        """A request failed for a reason that passes."""
+
+    def poison(self, delivery: Delivery, message: str) -> None:
+        """A request cannot be run."""
+
+
+class Answers:
+    """Answers a split request once."""
+
+    def __init__(self, responder: Answering) -> None:
         self._responder = responder
         self.count_successes = responder.count_successes
 
@@ -140,10 +165,12 @@ class Answers:
 
 def forget(delivery: Delivery) -> None:
     """A delivery leaves this worker's hands without an outcome: its record is dropped once, however many its parts."""
-    if delivery.whole is None or delivery.whole.end():
+    leg = delivery.origin.leg
+    if (delivery.whole is None or delivery.whole.end()) and (leg is None or leg.end()):
         delivery.origin.claim.dropped()
 
 
 def is_settled(delivery: Delivery) -> bool:
-    """Whether a delivery is a part of a request that has its outcome: running it would be in vain."""
-    return delivery.whole is not None and delivery.whole.is_over
+    """Whether a delivery is a part of a request, or a job, that has its outcome: running it would be in vain."""
+    leg = delivery.origin.leg
+    return (delivery.whole is not None and delivery.whole.is_over) or (leg is not None and leg.is_over)

@@ -25,6 +25,7 @@ from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
 from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound
 from contracts.names import ModelVersion
+from contracts.plans import Plan
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
@@ -35,8 +36,9 @@ from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
 from workers.ingest.engine_link import EngineLink
+from workers.ingest.fused_pipeline import FusedPipeline, plan_of
 from workers.ingest.launcher import Launcher
-from workers.ingest.served_model import ServedModel, Surroundings
+from workers.ingest.served_model import Served, ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.warden import Warden
 from workers.link import Done, Failed, Load, ModelToLoad, Ready
@@ -62,7 +64,7 @@ class Worker:
         self._loops = Loops("worker")
         self._ready = asyncio.Event()
         self._load_failed: asyncio.Future[None] | None = None
-        self._models: list[ServedModel] = []
+        self._served: list[Served] = []
         self._why_stopped = "stopped"
         self._started = False
         self._stopped = False
@@ -76,23 +78,23 @@ class Worker:
         self._redis = await RedisDoor.open(url, prefix=settings.redis.prefix)
         self._leases = Leases(self._redis, settings.redis.pool)
         self._registry = Registry(self._redis, settings.redis.pool)
-        lease, models = await self._what_to_serve()
+        lease, models, plan = await self._what_to_serve()
         self._producer = Producer(settings.kafka)
-        self._wire(lease, models)
+        self._wire(lease, models, plan)
         self._started = True
-        opening = [model.open() for model in self._models]
+        opening = [served.open() for served in self._served]
         await asyncio.gather(self._producer.open(), self._journal.open(), self._link.start(), *opening)
         try:
             await self._wait_for_engine()
         except ModelLoadError as exc:
             self._why_stopped = str(exc)[:_MAX_REASON]  # the pool tells it on to whoever waits for this worker
             raise
-        for model in self._models:
-            await model.assign()
-        device = self._models[0].responder.device
+        for served in self._served:
+            await served.assign()
+        device = self._served[0].responder.device
         await self._tenure.bind({"ingest_pid": str(os.getpid()), "device": device})
-        for model in self._models:
-            model.spawn(self._loops)
+        for served in self._served:
+            served.spawn(self._loops)
         self._loops.spawn("renew", self._tenure.renew_loop())
         self._loops.spawn("events", self._tenure.event_loop())
         self._loops.spawn("watch", self._warden.watch_loop())
@@ -100,21 +102,21 @@ class Worker:
         self._loops.spawn("journal", suspects.keep_loop(self._journal))
         log.info("serving %s on %s under lease %s", ", ".join(lease.models), device, self._lease_id)
 
-    async def _what_to_serve(self) -> tuple[Lease, list[RegisteredModel]]:
+    async def _what_to_serve(self) -> tuple[Lease, list[RegisteredModel], Plan | None]:
+        """The lease, its models, and the plan if they are those of a fused pipeline."""
         lease = (await self._leases.state()).leases.get(self._lease_id)
         if lease is None or lease.token != self._token:
             msg = f"the pool knows no lease {self._lease_id} with our token"
             raise LeaseLost(msg)
-        models = []
-        for name in lease.models:
-            model = await self._registry.get_model(ModelVersion.parse(name))
-            if model is None:
-                msg = f"{name} is leased but not registered; apply it again"
-                raise ModelNotFound(msg)
-            models.append(model)
-        return lease, models
+        known = await self._registry.snapshot()
+        missing = [name for name in lease.models if ModelVersion.parse(name) not in known.models]
+        if missing:
+            msg = f"{missing[0]} is leased but not registered; apply it again"
+            raise ModelNotFound(msg)
+        models = [known.models[ModelVersion.parse(name)] for name in lease.models]
+        return lease, models, plan_of(known, lease.deployment, lease.models)
 
-    def _wire(self, lease: Lease, models: Sequence[RegisteredModel]) -> None:
+    def _wire(self, lease: Lease, models: Sequence[RegisteredModel], plan: Plan | None) -> None:
         self._open_link(lease, models)
         self._launcher = Launcher(self._slots, self._clock, self._may_launch)
         broker_time = BrokerTime(self._clock)
@@ -139,13 +141,16 @@ class Worker:
             send=self._link.send,
             is_trusted=lambda: self._tenure.is_trusted,
         )
-        self._models = [ServedModel(model, around) for model in models]
+        if plan is None:
+            self._served = [ServedModel(model, around) for model in models]
+        else:
+            self._served = [FusedPipeline(plan, models, around)]
         self._tenure = Tenure(
             self._lease_id,
             self._token,
             leases=self._leases,
             assignments=Assignments(self._redis, self._settings.redis.pool),
-            drains={model.topic: model.drain for model in self._models},
+            drains={served.topic: served.drain for served in self._served},
             clock=self._clock,
             settings=self._settings.lease,
             renewed=self._launcher.pump,
@@ -195,8 +200,8 @@ class Worker:
 
     def engine_ready(self, ready: Ready) -> None:
         """Launch what waits."""
-        for model in self._models:
-            model.responder.device = ready.device
+        for served in self._served:
+            served.responder.device = ready.device
         self._ready.set()
         self._launcher.pump()
 
@@ -244,21 +249,21 @@ class Worker:
             await self._tenure.stop()
             await self._plans.stop()
             await self._publisher.stop()
-            for model in self._models:
-                model.stop()
+            for served in self._served:
+                served.stop()
             await suspects.close_in_peace(self._journal)
             await self._link.stop()
-            await asyncio.gather(*(model.close() for model in self._models), self._producer.close())
+            await asyncio.gather(*(served.close() for served in self._served), self._producer.close())
             self._slots.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
 
     async def _wind_down(self, deadline: Deadline) -> None:
         try:
-            await asyncio.gather(*(model.quiet(self._loops) for model in self._models))
+            await asyncio.gather(*(served.quiet(self._loops) for served in self._served))
             if self._tenure.is_over:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
-                await asyncio.gather(*(model.drain.commit(1.0, final=True) for model in self._models))
+                await asyncio.gather(*(served.drain.commit(1.0, final=True) for served in self._served))
             else:
                 async with asyncio.timeout(deadline.remaining):
                     await self._tenure.give_all(self._why_stopped)

@@ -6,9 +6,9 @@ rest of such a job would take it for one that lacks a part. Hence the *marker*, 
 
 1. fired: what the join becomes is acknowledged, and only then is a marker written;
 2. a part, be it the first of its branch, a repetition or late, is done when a marker covers its offset, not before;
-3. a marker is closing when every branch is accounted for, at the latest `CLOSE_MS` after the deadline; an earlier one
+3. a marker is closing when every branch is accounted for, at the latest `close_ms` after the deadline; an earlier one
    is done when a closing one has come;
-4. a closing marker is done after `KEEP_MS`: so long may a worker that died have its branch run once more.
+4. a closing marker is done after `keep_ms`: so long may a worker that died have its branch run once more.
 
 What is decided depends on the log alone: parts count in the order of their offsets, and firing twice makes the same
 twice. Only a deadline may strike differently.
@@ -24,14 +24,21 @@ from contracts.messages import Ran
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Branch, Node, Part, Plan
 
-CLOSE_MS = 30_000
-"""After the deadline, nobody waits for a missing branch any longer than this."""
-KEEP_MS = 30_000
-"""How long a finished join is remembered: a lease's ttl and a handover, so that a branch that ran twice is known."""
-LINGER_MS = 1_000
-"""Parts of a finished join that still come in are covered together, by one more marker after this time."""
-
 Source = str | int
+
+
+class Patience(NamedTuple):
+    """How long things are waited for, in milliseconds."""
+
+    close_ms: int = 30_000
+    """After the deadline, nobody waits for a missing branch any longer than this."""
+    keep_ms: int = 30_000
+    """How long a finished join is remembered: a lease's ttl and a handover. A branch may run twice until then."""
+    linger_ms: int = 1_000
+    """Parts of a finished join that still come in are covered together, by one more marker after this time."""
+
+
+PATIENCE = Patience()
 
 
 class JoinKey(NamedTuple):
@@ -122,6 +129,7 @@ class JoinState:
         "_linger_ms",
         "_markers",
         "_outstanding",
+        "_patience",
         "_phase",
         "_plan",
         "_ran",
@@ -135,8 +143,9 @@ class JoinState:
         "parts",
     )
 
-    def __init__(self, key: JoinKey, headers: PartHeaders) -> None:
+    def __init__(self, key: JoinKey, headers: PartHeaders, patience: Patience) -> None:
         self.key = key
+        self._patience = patience
         self.headers = headers
         self.parts: dict[Source, Part] = {}
         self.held_bytes = 0
@@ -160,7 +169,7 @@ class JoinState:
         """A part was read; the first of each source counts."""
         part, node = arrival.part, plan.by_name[arrival.part.join]
         if not self._uncovered:
-            self._linger_ms = now_ms + LINGER_MS
+            self._linger_ms = now_ms + self._patience.linger_ms
         self._uncovered.append(arrival.offset)
         if self._phase is _Phase.CLOSED:
             return
@@ -180,7 +189,7 @@ class JoinState:
         limit = node.timeout_ms
         self._fire_ms = self.deadline_ms if limit is None else min(self.deadline_ms, arrival.appended_ms + limit)
         if not self._close_ms:
-            self._close_ms = self.deadline_ms + CLOSE_MS
+            self._close_ms = self.deadline_ms + self._patience.close_ms
 
     def _count(self, part: Part, node: Node) -> None:
         if node.kind != "gather":
@@ -234,7 +243,7 @@ class JoinState:
         if marker.is_closing:
             self._phase = _Phase.CLOSED
             self._seen.clear()
-            self._forget_ms = max(self._forget_ms, appended_ms + KEEP_MS)
+            self._forget_ms = max(self._forget_ms, appended_ms + self._patience.keep_ms)
         if self._phase is not _Phase.FIRING:
             self._let_go()
         return covered
@@ -255,7 +264,7 @@ class JoinState:
         return self._phase is _Phase.OPEN
 
     @property
-    def is_busy(self) -> bool:
+    def _is_busy(self) -> bool:
         """Whether something that was decided is not acknowledged yet."""
         return self._phase is _Phase.FIRING or self._outstanding is not None
 
@@ -277,7 +286,7 @@ class JoinState:
         """What is to be done now, if anything; to be carried out by whoever asked."""
         if self._phase is _Phase.OPEN:
             return self._decide_firing(now_ms, is_ready, is_cancelled=is_cancelled)
-        if self.is_busy:
+        if self._is_busy:
             return None
         if self._phase is _Phase.FIRED:
             is_closing = self._is_over or now_ms >= self._close_ms
@@ -322,7 +331,7 @@ class JoinState:
 
     def next_ms(self) -> int | None:
         """When `decide` may say something new without anything happening; None when something must happen."""
-        if self.is_busy:
+        if self._is_busy:
             return None
         if self._phase is _Phase.OPEN:
             return None if self._is_waiting else self._fire_ms

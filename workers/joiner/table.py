@@ -13,12 +13,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
-from workers.joiner.join import Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Why
+from workers.joiner.join import PATIENCE, Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Patience, Why
 
 PART_BYTES = 512
 """What keeping a part costs beside its values."""
@@ -32,11 +31,26 @@ class Burden(NamedTuple):
     held_bytes: int
 
 
+class Ids(Protocol):
+    """Ids of jobs."""
+
+    def __contains__(self, job: object, /) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+
 class JoinTable:
     """The joins of one claim on one partition. Times are Unix milliseconds by the broker's clock."""
 
     def __init__(
-        self, start: int, live_from: int, *, max_bytes: int, is_ready: IsReady, cancelled: Container[str] = ()
+        self,
+        start: int,
+        live_from: int,
+        *,
+        max_bytes: int,
+        is_ready: IsReady,
+        cancelled: Ids = frozenset(),
+        patience: Patience = PATIENCE,
     ) -> None:
         """`start` is the first offset to read, `live_from` the log's end when the partition was claimed."""
         self._live_from = live_from
@@ -44,6 +58,7 @@ class JoinTable:
         self._max_bytes = max_bytes
         self._is_ready = is_ready
         self._cancelled = cancelled
+        self._patience = patience
         self._joins: dict[JoinKey, JoinState] = {}
         self._jobs: Counter[str] = Counter()
         self._refused: dict[str, bool] = {}  # whether the caller was told
@@ -54,6 +69,7 @@ class JoinTable:
         self._sequence = itertools.count()
         self._settled: list[int] = []
         self._bytes = 0
+        self._is_closed = False
         self.phantoms = 0
         """Joins that were opened by a part whose job was over before the part was written."""
 
@@ -99,7 +115,7 @@ class JoinTable:
         self._touched[key] = None
 
     def _open(self, key: JoinKey, headers: PartHeaders) -> JoinState:
-        state = self._joins[key] = JoinState(key, headers)
+        state = self._joins[key] = JoinState(key, headers, self._patience)
         self._jobs[key.job] += 1
         return state
 
@@ -133,11 +149,15 @@ class JoinTable:
             self._settled += state.acknowledged(marker, now_ms)
             self._touched[key] = None
 
-    def cancel(self, jobs: Iterable[str]) -> None:
-        """Callers have gone: their joins are fired at once."""
-        gone = set(jobs) & self._jobs.keys()
-        if gone:
+    def cancel(self) -> None:
+        """Fire at once what callers have gone from."""
+        if self._cancelled:
+            gone = {job for job in self._jobs if job in self._cancelled}
             self._touched.update((key, None) for key in self._joins if key.job in gone)
+
+    def close(self) -> None:
+        """Fire nothing more; what was fired still gets its marker."""
+        self._is_closed = True
 
     # --- what is to be done -------------------------------------------------------------------------------------------
 
@@ -160,6 +180,8 @@ class JoinTable:
         return decisions
 
     def _decide(self, state: JoinState, now_ms: int) -> Decision | None:
+        if state.is_open and self._is_closed:
+            return None
         if state.is_open and state.key.job in self._refused:
             self._refuse(state)
         is_cancelled = state.key.job in self._cancelled
@@ -197,11 +219,6 @@ class JoinTable:
         """The offsets that are done since this was last asked."""
         settled, self._settled = self._settled, []
         return settled
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something that was decided is not acknowledged yet; open joins do not count."""
-        return any(state.is_busy for state in self._joins.values())
 
     @property
     def burden(self) -> Burden:

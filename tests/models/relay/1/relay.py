@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RAISE, HANG = 1, 2
+RAISE, SLOW = 1, 2
 
 
 class Relay:
     """The handler that `model.yaml` names."""
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Add 1 to the second column; `score` is made of the third."""
+        """Add 1 to the second column; `score` is made of the third. The fourth counts down to the step that fails."""
         rows = inputs["row"].copy()
-        if (rows[:, 0] == RAISE).any():
+        due = rows[:, 3] == 0
+        if (due & (rows[:, 0] == RAISE)).any():
             msg = "asked to raise"
             raise ValueError(msg)
-        if (rows[:, 0] == HANG).any():
-            time.sleep(600)
+        if (due & (rows[:, 0] == SLOW)).any():
+            time.sleep(1.5)
         rows[:, 1] += 1
+        rows[:, 3] -= 1
         high = rows[:, 2]
         return {"row": rows, "score": np.stack([high, 1 - high, 0 * high], axis=1).astype(np.float32)}

@@ -116,7 +116,7 @@ class Model:
         self.launcher.launched(slot, self.number, self.takes, is_alone=self.suspect)
         return Launch.DONE
 
-    def tell_room(self) -> None:
+    def look(self) -> None:
         pass
 
     def done(self, done: Done) -> None:

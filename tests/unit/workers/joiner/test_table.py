@@ -10,10 +10,11 @@ from contracts.messages import Hop, RequestHeaders
 from contracts.names import ModelVersion
 from contracts.parts import MarkerBody, PartHeaders, PartKind
 from contracts.plans import Branch, Node, Part, Plan
-from workers.joiner.join import CLOSE_MS, KEEP_MS, LINGER_MS, Decision, Fire, JoinKey, Mark, Source, Why
 from workers.joiner.join import Arrival as PartArrival
+from workers.joiner.join import Decision, Fire, JoinKey, Mark, Patience, Source, Why
 from workers.joiner.table import PART_BYTES, JoinTable
 
+CLOSE_MS, KEEP_MS, LINGER_MS = Patience()
 START = 1_000_000
 TTL = 10_000
 DEADLINE = START + TTL
@@ -277,14 +278,19 @@ def test_a_join_with_a_limit_of_its_own_is_fired_before_the_deadline() -> None:
     assert not mark.body.is_closing
 
 
-def test_a_join_in_use_is_busy_and_an_open_one_is_not() -> None:
+def test_a_table_that_is_given_away_fires_nothing_more_but_marks_what_it_fired() -> None:
     history = History()
-    history.part("j", "both", "a")
-    history.catch_up()
-    assert not history.table.is_busy
-    history.part("j", "both", "b")
-    history.catch_up()
-    assert history.table.is_busy
+    history.part("one", "both", "a")
+    history.part("one", "both", "b")
+    (fire,) = history.catch_up()
+    assert isinstance(fire, Fire)
+    history.table.close()
+    history.part("two", "any", "a")
+    assert history.catch_up() == []
+    history.table.fired(fire)
+    (mark,) = history.due()
+    assert isinstance(mark, Mark)
+    assert mark.key.job == "one"
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 200])
@@ -358,7 +364,7 @@ def test_a_cancelled_job_is_fired_at_once() -> None:
     history.part("k", "both", "a")
     assert history.catch_up() == []
     history.cancelled.add("j")
-    history.table.cancel(["j", "unknown"])
+    history.table.cancel()
     fire, _ = history.fire()
     assert (fire.key.job, fire.why) == ("j", Why.CANCELLED)
 

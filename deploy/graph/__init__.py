@@ -1,0 +1,1 @@
+"""Drawings of pipelines, for terminals and as SVG."""

@@ -1,0 +1,79 @@
+"""A fused pipeline in a worker: its topic, its jobs, and the batches of all models of its plan.
+
+    drain ─▶ intake ─▶ fusion ⇄ batchers of the models ⇄ (launcher, engine)
+                          └──▶ courier ─▶ publisher: the answer
+
+The worker compiles the plan when it starts and keeps to it; when a route leads a step to another model version, the
+scheduler replaces the worker by one that holds that version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from contracts.adapters.compiled import compiled
+from contracts.adapters.registry import RegisteredModel, RegistryState
+from contracts.errors import ConfigurationError, ModelLoadError, ModelNotFound
+from contracts.messages import RequestBody, RequestHeaders
+from contracts.names import ModelVersion
+from contracts.plans import Plan
+from workers.ingest.delivery import Leg
+from workers.ingest.fusion import FusedAnswers, FusedModel, Fusion
+from workers.ingest.intake import Intake
+from workers.ingest.served_model import Served, Surroundings
+from workers.ingest.validate import Checked, Validator
+
+
+def plan_of(state: RegistryState, name: str, held: Sequence[str]) -> Plan | None:
+    """The plan of a fused pipeline; None when `name` is no pipeline. Raises ModelLoadError when it needs other models
+    than those that are held.
+    """
+    pipeline = state.pipelines.get(ModelVersion.parse(name))
+    if pipeline is None:
+        return None
+    try:
+        plan = compiled(pipeline, state)
+    except (ConfigurationError, ModelNotFound) as exc:
+        msg = f"pipeline {name} cannot be compiled: {exc}"
+        raise ModelLoadError(msg) from exc
+    if list(map(str, plan.models)) != list(held):
+        msg = f"pipeline {name} needs {', '.join(map(str, plan.models))} by now, not {', '.join(held)}"
+        raise ModelLoadError(msg)
+    return plan
+
+
+class FusedPipeline(Served):
+    """Runs the jobs of one pipeline in memory."""
+
+    def __init__(self, plan: Plan, models: Iterable[RegisteredModel], around: Surroundings) -> None:
+        super().__init__(plan.pipeline, plan.digest, around)
+        self.fusion = Fusion(
+            plan,
+            around.launcher,
+            courier=around.courier,
+            desk=self.responder,
+            clock=around.clock,
+            retry_delays=around.settings.worker.retry_delays_seconds,
+            settled=self._suspects.settled,
+        )
+        answers = FusedAnswers(self.fusion, lambda: self.responder.device, around.lease.id)
+        self.fusion.models = {
+            model.key: FusedModel(Validator(model.spec), self._batcher(model, answers)) for model in models
+        }
+        intake = _Intake(plan.pipeline, _AnyInputs(), self.responder, around.clock, around.broker_time)
+        self._serve(intake, self.fusion)
+
+
+class _Intake(Intake):
+    """Takes submissions: what they carry of a job is only its id, which is theirs."""
+
+    def _leg(self, headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
+        return None
+
+
+class _AnyInputs:
+    """The plan says what inputs it takes, and answers those that it does not."""
+
+    def check(self, body: RequestBody) -> Checked:
+        """Nothing is wrong yet."""
+        return Checked(body.inputs, 1, None)

@@ -1,0 +1,283 @@
+"""Draining a pipeline's joins topic: the acting half of `join` and `table`.
+
+    poll ─▶ plan ─▶ table ─▶ fire: publish what follows ─▶ acknowledged ─▶ marker ─▶ acknowledged ─▶ offsets done
+
+Nothing is decided while the lease is in doubt. A partition that is given away fires nothing more, but what was fired
+gets its marker, so that the next owner does not do it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from contracts.adapters.kafka import Partition, Reader, Record
+from contracts.advance import is_ready
+from contracts.emissions import Job
+from contracts.errors import InvalidRequest
+from contracts.names import ModelVersion
+from contracts.parts import PartHeaders, PartKind, decode_marker, decode_part_headers
+from contracts.plans import Plan
+from workers.draining.claim import Claim
+from workers.draining.offsets import Arrival
+from workers.draining.topic import Bounds, TopicDrain
+from workers.joiner import metrics
+from workers.joiner.join import Fire, Mark, Patience
+from workers.joiner.records import arrival_of, emissions_of, marker_record, unknown_plan
+from workers.joiner.settings import JoinerGroup
+from workers.joiner.table import JoinTable
+from workers.joiner.tools import Tools
+
+log = logging.getLogger(__name__)
+
+_MIB = 1024 * 1024
+_IDLE_SECONDS = 0.5
+"""Between looks when nothing is due: cancels, doubt that has passed."""
+_ROOM_SECONDS = 0.05
+_COUNT_SECONDS = 1.0
+
+
+class Desk:
+    """One claimed partition: its joins, and how many records are on their way for them."""
+
+    __slots__ = ("claim", "idle", "on_the_way", "phantoms", "table")
+
+    def __init__(self, claim: Claim, table: JoinTable) -> None:
+        self.claim = claim
+        self.table = table
+        self.on_the_way = 0
+        self.phantoms = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def begin(self) -> None:
+        """Something is sent."""
+        self.on_the_way += 1
+        self.idle.clear()
+
+    def end(self) -> None:
+        """It is acknowledged."""
+        self.on_the_way -= 1
+        if not self.on_the_way:
+            self.idle.set()
+
+
+class Parts(TopicDrain):
+    """The partitions of one pipeline's joins topic that this joiner owns."""
+
+    def __init__(
+        self,
+        key: ModelVersion,
+        topic: str,
+        reader: Reader,
+        tools: Tools,
+        *,
+        settings: JoinerGroup,
+        patience: Patience,
+        may_take: Callable[[], bool],
+    ) -> None:
+        super().__init__(topic, reader, settings=settings, may_take=may_take)
+        self._key = key
+        self._counted = 0.0
+        self._tools = tools
+        self._patience = patience
+        self._max_bytes = settings.max_held_mib * _MIB
+        self._desks: dict[Partition, Desk] = {}
+        self._wake = asyncio.Event()
+
+    # --- claims -------------------------------------------------------------------------------------------------------
+
+    async def _opened(self, starts: Mapping[Partition, Bounds]) -> list[Claim]:
+        claims = []
+        for partition, (begin, end) in starts.items():
+            claim = Claim(partition, begin)
+            table = JoinTable(
+                begin,
+                end,
+                max_bytes=self._max_bytes,
+                is_ready=is_ready,
+                cancelled=self._tools.cancelled,
+                patience=self._patience,
+            )
+            self._desks[partition] = Desk(claim, table)
+            claims.append(claim)
+        self._wake.set()
+        return claims
+
+    def _is_full(self, claim: Claim) -> bool:
+        return False  # the part that completes the oldest job may be the next one
+
+    async def _room(self) -> bool:
+        if self._tools.publisher.has_room:
+            return True
+        await asyncio.sleep(_ROOM_SECONDS)
+        return False
+
+    def _silence(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            self._desks[claim.partition].table.close()
+
+    async def _settle(self, claims: Iterable[Claim]) -> None:
+        for claim in claims:
+            desk = self._desks[claim.partition]
+            while desk.on_the_way:
+                await desk.idle.wait()
+                self._turn(desk)  # what was fired gets its marker
+            self._turn(desk)
+
+    def _closed(self, partition: Partition) -> None:
+        self._desks.pop(partition, None)
+        for gauge in (metrics.OPEN, metrics.HELD, metrics.HELD_BYTES):
+            gauge.labels(str(partition.partition)).set(0)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
+        desk = self._desks[claim.partition]
+        for record in records:
+            if claim.giving or desk.claim is not claim:
+                return
+            arrival = claim.tracker.receive(record.offset)
+            if arrival is Arrival.NEXT:
+                await self._take(desk, record)
+            elif arrival is Arrival.GAP:
+                self._gap(claim, record)
+                return
+
+    async def _take(self, desk: Desk, record: Record) -> None:
+        try:
+            headers = decode_part_headers(record.headers)
+            if headers.kind is PartKind.MARKER:
+                desk.table.mark(record.offset, headers, decode_marker(record.value), record.timestamp)
+                return
+        except InvalidRequest as exc:
+            self._unusable(desk, record, str(exc))
+            return
+        plan = await self._tools.plans.of(headers.hop.plan)
+        if plan is None:
+            self._without_plan(desk, record, headers)
+            return
+        arrival = arrival_of(headers, record, plan)
+        if arrival is None:
+            self._unusable(desk, record, f"plan {plan.digest} has no such branch")
+            return
+        desk.table.offer(arrival, plan, self._now_ms())
+
+    def _unusable(self, desk: Desk, record: Record, why: str) -> None:
+        """It belongs to no join, so no marker will ever cover it, and none is needed."""
+        metrics.UNKNOWN.inc()
+        log.warning("%s/%d: the record at %d is of no use: %s", *desk.claim.partition, record.offset, why)
+        desk.table.read_to(record.offset)
+        desk.claim.tracker.done(record.offset)
+
+    def _without_plan(self, desk: Desk, record: Record, headers: PartHeaders) -> None:
+        """Nobody can say what follows, so the job ends here."""
+        metrics.UNKNOWN.inc()
+        desk.table.read_to(record.offset)
+        job = Job.of(headers.request, Plan(pipeline=self._key, nodes=(), partitions=1))
+        desk.begin()
+
+        def done(_: object) -> None:
+            desk.claim.tracker.done(record.offset)
+            desk.end()
+
+        self._tools.courier.send(job, unknown_plan(headers.hop.plan), self._tools.clock.monotonic(), done)
+
+    def _stepped_over(self, claim: Claim) -> None:
+        self._desks[claim.partition].table.read_to(claim.tracker.expected - 1)
+
+    async def _took(self) -> None:
+        for desk in list(self._desks.values()):
+            self._turn(desk)
+
+    def _now_ms(self) -> int:
+        return self._tools.broker_time.now_ms()
+
+    # --- deciding and acting ------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something changed that no record says."""
+        self._wake.set()
+
+    async def turn_loop(self) -> None:
+        """Act when something is due, or acknowledged."""
+        while True:
+            is_time = self._tools.clock.monotonic() - self._counted > _COUNT_SECONDS
+            for desk in list(self._desks.values()):
+                if is_time:
+                    desk.table.cancel()
+                self._turn(desk)
+                if is_time:
+                    self._count(desk)
+            if is_time:
+                self._counted = self._tools.clock.monotonic()
+            try:
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+            finally:
+                self._wake.clear()
+
+    def _pause(self) -> float:
+        if not self._may_take():
+            return _IDLE_SECONDS
+        now = self._now_ms()
+        times = [at for desk in self._desks.values() if (at := desk.table.next_ms()) is not None]
+        return min([_IDLE_SECONDS, *(max(0.001, (at - now) / 1000) for at in times)])
+
+    def _turn(self, desk: Desk) -> None:
+        if desk.claim.is_over:
+            return
+        if self._may_take():
+            for decision in desk.table.due(self._now_ms()):
+                if isinstance(decision, Fire):
+                    self._fire(desk, decision)
+                elif isinstance(decision, Mark):
+                    self._mark(desk, decision)
+        for offset in desk.table.settled():
+            desk.claim.tracker.done(offset)
+
+    def _fire(self, desk: Desk, decision: Fire) -> None:
+        metrics.FIRED.labels(decision.why.name.lower()).inc()
+        job = Job.of(decision.headers.request, decision.plan)
+        left = (decision.deadline_ms - self._now_ms()) / 1000
+        desk.begin()
+        self._tools.courier.send(
+            job,
+            emissions_of(decision),
+            self._tools.clock.monotonic() + left,
+            partial(self._fired, desk, decision),
+            ran=decision.ran,
+        )
+
+    def _fired(self, desk: Desk, decision: Fire, _: object) -> None:
+        desk.table.fired(decision)
+        desk.end()
+        self._wake.set()
+
+    def _mark(self, desk: Desk, mark: Mark) -> None:
+        desk.begin()
+        acknowledged = partial(self._acknowledged, desk)
+        lost = partial(self._not_taken, desk)
+        self._tools.publisher.publish(*desk.claim.partition, marker_record(mark), (acknowledged, mark), (lost, mark))
+
+    def _acknowledged(self, desk: Desk, mark: Mark) -> None:
+        desk.table.acknowledged(mark.key, mark.body, self._now_ms())
+        desk.end()
+        self._wake.set()
+
+    def _not_taken(self, desk: Desk, mark: Mark) -> None:
+        """Without its marker the join stays held, and is fired again by the next owner; that costs repeats only."""
+        log.error("%s/%d does not take a marker of %s", *desk.claim.partition, mark.key)
+        desk.end()
+
+    def _count(self, desk: Desk) -> None:
+        metrics.PHANTOMS.inc(desk.table.phantoms - desk.phantoms)
+        desk.phantoms = desk.table.phantoms
+        burden, partition = desk.table.burden, str(desk.claim.partition.partition)
+        metrics.OPEN.labels(partition).set(burden.open_joins)
+        metrics.HELD.labels(partition).set(burden.held_records)
+        metrics.HELD_BYTES.labels(partition).set(burden.held_bytes)

@@ -1,0 +1,159 @@
+"""Draining a pipeline's request topic: jobs that begin with more than one request are taken apart here.
+
+Whatever a job begins with is published and acknowledged before its record counts as answered; done twice, it makes the
+same records with the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from contracts.adapters.kafka import LOG_APPEND_TIME, Partition, Reader, Record
+from contracts.advance import start
+from contracts.codec import decode_address, decode_headers, decode_request
+from contracts.emissions import Job
+from contracts.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    RequestError,
+    TransportError,
+)
+from contracts.messages import RequestHeaders, status_of
+from contracts.names import ModelVersion
+from contracts.plans import Answer, Emission, Failure, Plan
+from workers.draining.claim import Claim
+from workers.draining.offsets import Arrival
+from workers.draining.topic import Bounds, TopicDrain
+from workers.joiner import metrics
+from workers.joiner.settings import JoinerGroup
+from workers.joiner.tools import Tools
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+_ROOM_SECONDS = 0.05
+
+
+class Submissions(TopicDrain):
+    """The partitions of one pipeline's request topic that this joiner owns."""
+
+    def __init__(
+        self,
+        key: ModelVersion,
+        topic: str,
+        reader: Reader,
+        tools: Tools,
+        *,
+        settings: JoinerGroup,
+        may_take: Callable[[], bool],
+    ) -> None:
+        super().__init__(topic, reader, settings=settings, may_take=may_take)
+        self._key = key
+        self._tools = tools
+
+    async def _opened(self, starts: Mapping[Partition, Bounds]) -> list[Claim]:
+        return [Claim(partition, begin) for partition, (begin, _) in starts.items()]
+
+    def _silence(self, claims: Iterable[Claim]) -> None:
+        """What was begun is on its way already."""
+
+    async def _room(self) -> bool:
+        if self._tools.publisher.has_room:
+            return True
+        await asyncio.sleep(_ROOM_SECONDS)
+        return False
+
+    async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
+        for record in records:
+            if claim.giving:
+                return
+            arrival = claim.tracker.receive(record.offset)
+            if arrival is Arrival.NEXT:
+                claim.open += 1
+                await self._take(claim, record)
+            elif arrival is Arrival.GAP:
+                self._gap(claim, record)
+                return
+
+    async def _take(self, claim: Claim, record: Record) -> None:
+        left = 0.0
+        try:
+            headers = decode_headers(record.headers)
+        except InvalidRequest as error:
+            name, reply = decode_address(record.headers)
+            headers = RequestHeaders(name, reply)
+            job, emissions = self._refused(headers, error)
+        else:
+            left = self._left(headers, record)
+            try:
+                job, emissions = await self._started(headers, record, left)
+            except RequestError as error:
+                job, emissions = self._refused(headers, error)
+        settle = partial(self._answered, claim, record.offset)
+        self._tools.courier.send(job, emissions, self._tools.clock.monotonic() + left, settle)
+
+    @staticmethod
+    def _answered(claim: Claim, offset: int, _: object) -> None:
+        claim.answered(offset)
+
+    def _left(self, headers: RequestHeaders, record: Record) -> float:
+        now, stamp = self._tools.broker_time.now_ms(), record.timestamp
+        if record.timestamp_type != LOG_APPEND_TIME:
+            stamp = min(stamp, now)
+        return (headers.ttl_ms - max(0, now - stamp)) / 1000
+
+    async def _started(self, headers: RequestHeaders, record: Record, left: float) -> tuple[Job, list[Emission]]:
+        if left <= 0:
+            msg = f"the time to live of {headers.ttl_ms} ms ended before the job was begun"
+            raise DeadlineExceeded(msg)
+        if _job(headers) in self._tools.cancelled:
+            msg = "cancelled before it was begun"
+            raise Cancelled(msg)
+        body = decode_request(record.value)
+        plan = await self._plan(headers)
+        metrics.STARTED.inc()
+        try:
+            return Job.of(headers, plan), start(plan, body.inputs, body.parameters)
+        except Exception as exc:
+            log.exception("job %s cannot be begun", headers.id)
+            msg = f"the job could not be begun: {type(exc).__name__}"
+            raise InternalError(msg) from exc
+
+    async def _plan(self, headers: RequestHeaders) -> Plan:
+        hop = headers.hop
+        if hop is None:
+            return await self._current()
+        if hop.step or hop.pipeline != str(self._key):
+            msg = f"the record is for step {hop.step or 'input'} of {hop.pipeline}, the topic takes jobs of {self._key}"
+            raise InvalidRequest(msg)
+        plan = await self._tools.plans.of(hop.plan)
+        if plan is None or plan.pipeline != self._key:
+            msg = f"plan {hop.plan} is not known (any more): submit the job again"
+            raise InvalidRequest(msg)
+        return plan
+
+    async def _current(self) -> Plan:
+        while True:
+            try:
+                return await self._tools.plans.current()
+            except (ConfigurationError, ModelNotFound) as exc:
+                raise InvalidRequest(str(exc)) from exc
+            except TransportError as exc:
+                log.warning("the plan of %s is made again: %s", self._key, exc)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _refused(self, headers: RequestHeaders, error: RequestError) -> tuple[Job, list[Emission]]:
+        failure = Failure(status_of(error), str(error), "", error.retryable)
+        job = Job.of(headers, Plan(pipeline=self._key, nodes=(), partitions=1))
+        return job, [Answer(failure=failure)]
+
+
+def _job(headers: RequestHeaders) -> str:
+    return headers.hop.job if headers.hop is not None else headers.id
