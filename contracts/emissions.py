@@ -7,6 +7,7 @@ its model has no topic, is a failure of the step it is for: the plan then says w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -87,10 +88,10 @@ def outbound(
     `ran` is the step that ended to make them, if one did.
     """
     found: list[Outbound] = []
-    todo = list(emissions)
+    todo = deque(emissions)
     left_ms = min(max(0, left_ms), MAX_TTL_MS)
     while todo:
-        emission = todo.pop(0)
+        emission = todo.popleft()
         if isinstance(emission, Part):
             found.append(_part(job, emission, left_ms, prefix, ran))
         elif isinstance(emission, Answer):
