@@ -22,6 +22,7 @@ from workers.agent.settings import default_node
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 PAGES = ("README.md", "docs/getting-started.md", "docs/cli.md", "docs/idempotency.md")
+LINKED = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
 _fence = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -125,8 +126,13 @@ def test_what_up_said_names_the_broker_and_redis_and_how_to_choose_others(up: Up
     assert re.search(r"^Redis: .* \(.*HEADRACE_REDIS__URL", lines[1])
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", LINKED)
 def test_links_lead_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", (ROOT / page).read_text())
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())) == set()
