@@ -203,10 +203,11 @@ class TopicDrain:
             if not await self._room():
                 continue
             try:
-                await self._poll_once()
-            except UnreadableRecord as exc:
-                log.error("%s: %s", self.topic, exc)  # noqa: TRY400 - a stack of the library's says nothing
-                await self._step_over_unreadable()
+                try:
+                    await self._poll_once()
+                except UnreadableRecord as exc:
+                    log.error("%s: %s", self.topic, exc)  # noqa: TRY400 - a stack of the library's says nothing
+                    await self._step_over_unreadable()
             except TransportError as exc:
                 log.warning("%s: %s", self.topic, exc)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -244,18 +245,28 @@ class TopicDrain:
         """Find the record that cannot be read and go on behind it, or its partition would stand still for ever.
 
         A record that cannot be decoded has no id to answer. What the failed poll took of other partitions is read
-        again; then each partition is read by itself, a record at a time, and an offset that fails twice is given up,
-        as are those behind it in the same batch when the library cannot get past the first.
+        again; then each partition is read by itself, a record at a time. An offset that fails twice is given up, and
+        what is packed into one batch with it is read past the library, which would never get behind the first.
         """
         claims = [claim for claim in self._claims.values() if not claim.giving]
         for claim in claims:
             self._reader.seek(claim.partition, claim.tracker.expected)
         for claim in claims:
             while not self._quiet and not claim.giving and not await self._is_readable(claim):
-                metrics.UNREADABLE.inc()
-                log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
-                self._stepped_over(claim)
+                found = await self._reader.salvage(claim.partition, claim.tracker.expected)
+                end = claim.tracker.expected + 1 if found is None else found.end
+                for record in found.records if found is not None else ():
+                    self._give_up(claim, record.offset)
+                    await self._take_found({claim.partition: [record]})
+                self._give_up(claim, end)
                 self._reader.seek(claim.partition, claim.tracker.expected)
+
+    def _give_up(self, claim: Claim, end: int) -> None:
+        """Nobody can read what was not taken of a claim before `end`."""
+        while claim.tracker.expected < end and not claim.giving:
+            metrics.UNREADABLE.inc()
+            log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
+            self._stepped_over(claim)
 
     async def _is_readable(self, claim: Claim) -> bool:
         """Whether the next record of a partition can be read; it is taken when it can."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
+from aiokafka.protocol.fetch import FetchRequest
 
 from contracts.adapters.kafka.connection import (
     FAILURES,
@@ -28,6 +29,7 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
+from contracts.adapters.kafka.salvage import Salvage, salvage
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
 
@@ -133,6 +135,24 @@ class Reader:
             msg = f"a record cannot be read: {type(exc).__name__}"
             raise UnreadableRecord(msg) from exc
         return found
+
+    async def salvage(self, partition: Partition, offset: int) -> Salvage | None:
+        """Read around what `poll` cannot get past: the batch that holds `offset`, fetched beside the library's reader.
+
+        None when there is no such batch. Raises TransportError.
+        """
+        client = self._live._client  # noqa: SLF001 - the library fetches for its own reader only
+        leader = client.cluster.leader_for_partition(partition)
+        wanted = [(partition.topic, [(partition.partition, offset, 2 * MAX_REQUEST_BYTES)])]
+        try:
+            response = await client.send(leader, FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, 0, wanted, rack_id=""))
+        except FAILURES as exc:
+            raise translate(exc, f"fetching offset {offset} of {partition.topic}") from exc
+        ((_, ((_, error, *rest),)),) = response.topics
+        if error:
+            msg = f"offset {offset} of {partition.topic}/{partition.partition}: {kafka_errors.for_code(error).__name__}"
+            raise TransportError(msg)
+        return salvage(bytes(rest[-1] or b""), partition, offset)
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """For each partition the first offset of its log and the one after its last."""
