@@ -27,6 +27,7 @@ from workers.draining import metrics
 from workers.draining.claim import Claim
 from workers.draining.offsets import OffsetTracker
 from workers.draining.settings import DrainGroup
+from workers.draining.stall import StallWatch
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class TopicDrain:
         self._committing = asyncio.Lock()
         self._partition_count = 0
         self._quiet = False
+        self._stall = StallWatch(settings.stuck_seconds)
 
     # --- what subclasses do -------------------------------------------------------------------------------------------
 
@@ -107,10 +109,12 @@ class TopicDrain:
 
     def assign(self, partition_count: int) -> None:
         """Make the topic's partitions readable; again when it has grown, which interrupts running fetches once."""
-        if partition_count == self._partition_count:
-            return
-        self._partition_count = partition_count
-        self._reader.assign([Partition(self.topic, number) for number in range(partition_count)])
+        if partition_count != self._partition_count:
+            self._partition_count = partition_count
+            self._assign()
+
+    def _assign(self) -> None:
+        self._reader.assign([Partition(self.topic, number) for number in range(self._partition_count)])
         for partition, claim in self._claims.items():
             self._reader.begin(partition, claim.tracker.expected)
 
@@ -224,8 +228,22 @@ class TopicDrain:
             await self._reposition(exc.partitions)
             return
         await self._take_found(found)
+        await self._watch(open_claims)
         if found:
             await asyncio.sleep(0)  # a poll that finds its buffer full never suspends; others must have their turn
+
+    async def _watch(self, asked: Iterable[Partition]) -> None:
+        """Make a new reader when the old one stands still although the log has more."""
+        positions = {p: self._claims[p].tracker.expected for p in asked if p in self._claims}
+        still = self._stall.look(asyncio.get_running_loop().time(), positions)
+        if not still:
+            return
+        bounds = await self._reader.bounds(still)
+        stuck = [p for p in still if p in self._claims and positions[p] < bounds[p][1]]
+        if stuck:
+            metrics.STUCK.inc()
+            log.error("%s: stuck in %s; reading anew", self.topic, [partition.partition for partition in stuck])
+            await self._reader.reopen(self._assign)
 
     async def _take_found(self, found: Mapping[Partition, Sequence[Record]]) -> None:
         for partition, records in found.items():

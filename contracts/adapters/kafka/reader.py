@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
@@ -43,6 +43,12 @@ FETCH_WAIT_MS = 50
 FETCH_BYTES = 16 * 1024 * 1024
 
 
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    with contextlib.suppress(*FAILURES):
+        async with asyncio.timeout(STOP_SECONDS):
+            await consumer.stop()
+
+
 class Reader:
     """Reads partitions that somebody else assigned; commits under a group id that nobody joins."""
 
@@ -53,6 +59,24 @@ class Reader:
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
+        self._consumer = await self._connect()
+
+    async def reopen(self, assign: Callable[[], None]) -> None:
+        """Connect anew, for a connection that is stuck; `assign` makes the partitions readable again.
+
+        The old connection serves until the new one is there. Raises TransportError.
+        """
+        fresh = await self._connect()
+        stuck, self._consumer = self._consumer, fresh
+        if stuck is None:  # closed meanwhile
+            await self.close()
+            return
+        try:
+            assign()
+        finally:
+            await _stop(stuck)
+
+    async def _connect(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             **connection_options(self._settings),
             group_id=self._group,
@@ -68,15 +92,13 @@ class Reader:
             with contextlib.suppress(*FAILURES):
                 await consumer.stop()
             raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
-        self._consumer = consumer
+        return consumer
 
     async def close(self) -> None:
         """Disconnect, within a few seconds; idempotent. Commits nothing."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with contextlib.suppress(*FAILURES):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await consumer.stop()
+            await _stop(consumer)
 
     @property
     def _live(self) -> AIOKafkaConsumer:
