@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos format bench-echo bench-engine bench-overload constraints clean
+.PHONY: help demo test check examples chaos format bench-echo bench-engine bench-overload constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(DEV)  ## Format, lint, types, import contracts, file sizes
 format: $(DEV)  ## Format the sources and apply the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+examples: $(DEV)  ## Run the three pipeline examples whole: every page, the whole index, chained and fused
+	HEADRACE_TEST_EXAMPLES=all $(BIN)/python -m pytest tests/examples -s $(ARGS)
 
 chaos: $(DEV)  ## Kill every kind of process under load and judge the answers (ARGS="kill-worker --repeats 3")
 	$(BIN)/python -m tests.chaos $(ARGS)

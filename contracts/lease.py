@@ -20,10 +20,16 @@ def check_timing(*, ttl_seconds: float, renew_seconds: float, margin_seconds: fl
         msg = "ttl, renew interval and margin of a lease must be above 0"
         raise ConfigurationError(msg)
     if ttl_seconds < 3 * renew_seconds:
-        msg = f"ttl {ttl_seconds} s must be at least three times the renew interval {renew_seconds} s"
+        msg = (
+            f"ttl {ttl_seconds} s must be at least three times the renew interval {renew_seconds} s, or one lost "
+            "renewal ends the lease"
+        )
         raise ConfigurationError(msg)
     if margin_seconds >= ttl_seconds - renew_seconds:
-        msg = f"margin {margin_seconds} s must be below ttl - renew interval ({ttl_seconds - renew_seconds} s)"
+        msg = (
+            f"margin {margin_seconds} s must be below ttl - renew interval ({ttl_seconds - renew_seconds} s), or the "
+            "holder never trusts its lease"
+        )
         raise ConfigurationError(msg)
 
 

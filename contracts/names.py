@@ -18,6 +18,8 @@ _NAME = re.compile(NAME_PATTERN)
 _LIKE_A_VERSION = re.compile(r"(.+)\.([0-9]+)")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _LONGEST_REQUEST_ID = 64
+DEFAULT_TENANT = "default"
+"""To whom belongs what names no tenant."""
 MAX_VERSION = 2**31 - 1  # fits every language's plain integer
 
 

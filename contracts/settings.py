@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contracts.errors import ConfigurationError
+from contracts.lease import check_timing
 from contracts.names import NAME_PATTERN
 
 ENV_PREFIX = "HEADRACE_"
@@ -33,6 +34,7 @@ SECTIONS = (
     "stack",
     "cache",
     "idempotency",
+    "blobs",
 )
 """Every process's groups. All processes share one environment, and each checks the groups that it reads itself."""
 _test_prefix = "HEADRACE_TEST_"  # read by the test suite and the fault kit, not by settings
@@ -103,13 +105,36 @@ class LeaseSettings(Group):
 
     @model_validator(mode="after")
     def _related(self) -> Self:
-        if self.ttl_seconds < 3 * self.renew_seconds:
-            msg = "ttl_seconds must be at least three times renew_seconds, or one lost renewal ends the lease"
-            raise ValueError(msg)
-        if self.margin_seconds >= self.ttl_seconds - self.renew_seconds:
-            msg = "margin_seconds must be below ttl_seconds - renew_seconds, or the holder never trusts its lease"
-            raise ValueError(msg)
+        try:
+            check_timing(
+                ttl_seconds=self.ttl_seconds, renew_seconds=self.renew_seconds, margin_seconds=self.margin_seconds
+            )
+        except ConfigurationError as exc:
+            raise ValueError(str(exc)) from exc
         return self
+
+
+class BlobSettings(Group):
+    """Where tensors lie that are too large for a record; the same store for clients, workers and the scheduler."""
+
+    url: str = ""
+    """Root of the store, as fsspec writes it: file:///srv/headrace, s3://bucket/headrace, … Empty: there is none, and
+    what is too large is refused. What lies below belongs to Headrace alone."""
+    claim_check_bytes: Annotated[int, Field(ge=1024, le=256 * 1024)] = 256 * 1024
+    """Tensors of a request above this are stored and travel as references; smaller ones too when the request would not
+    fit a record otherwise."""
+    in_flight_bytes: Annotated[int, Field(ge=1024 * 1024)] = 64 * 1024 * 1024
+    """Bytes that one process reads and writes at a time; a worker's, with those that wait for a batch."""
+    threads: Annotated[int, Field(ge=1, le=64)] = 4
+    """Objects that one process reads and writes at a time."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A read or write that takes longer has failed."""
+    keep_seconds: Annotated[float, Field(ge=7 * 3600)] = 90_000.0
+    """Objects older than this are swept away; at least the longest time to live and an hour. Dead letters whose objects
+    are to be there for longer need more."""
+    sweep_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    """Time between sweeps by the scheduler that leads; 0 leaves it to the store's own rules, or `headrace blobs
+    sweep`."""
 
 
 class LogSettings(Group):

@@ -3,6 +3,9 @@
 The bytes are never copied on the way in: `Tensor.data` may be a view into the received record, and `to_numpy` a view
 into that. BYTES tensors (strings, encoded images) hold each element as a 4-byte little-endian length followed by its
 bytes, as in the protocol's binary form. BF16 has no numpy type; its arrays are the raw 16-bit patterns (uint16).
+
+A tensor that is too large to travel in a record has no data but a reference: its bytes lie in a store that both sides
+were told of, under the name that their digest gives them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -56,13 +59,29 @@ _datatypes: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _numpy_ty
 _length = struct.Struct("<I")
 
 
-class Tensor(msgspec.Struct, frozen=True, gc=False):
-    """A named tensor. `shape` includes the batch dimension first; `data` is its raw bytes."""
+class Ref(msgspec.Struct, frozen=True, gc=False):
+    """Bytes that are kept elsewhere, by what they are: sha256 in lower-case hexadecimal, and how many there are.
+
+    It names content and no place: where to look is each side's own setting, so no reference leads anywhere else.
+    """
+
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class Tensor(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A named tensor. `shape` includes the batch dimension first; `data` is its raw bytes, or `ref` says which."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: memoryview
+    data: memoryview = memoryview(b"")
+    ref: Ref | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has, wherever they are."""
+        return len(self.data) if self.ref is None else self.ref.size
 
     @property
     def rows(self) -> int:
@@ -110,27 +129,35 @@ def numpy_type(datatype: str) -> np.dtype[Any]:
 def check_tensor(tensor: Tensor) -> str | None:
     """Why a tensor contradicts itself (unknown datatype, impossible shape, wrong number of bytes), or None."""
     shape = tensor.shape
-    if len(shape) > MAX_DIMENSIONS:
-        return f"tensor {tensor.name!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}"
-    if shape and min(shape) < 0:
-        return f"tensor {tensor.name!r} has a negative dimension in shape {list(shape)}"
+    if len(shape) > MAX_DIMENSIONS or (shape and min(shape) < 0) or (tensor.ref is not None and tensor.data):
+        return _contradiction(tensor)
     count = math.prod(shape)  # Python integers: a shape that lies cannot overflow
     if tensor.datatype == BYTES:
         return _check_elements(tensor, count)
     size = type_sizes.get(tensor.datatype)
     if size is None:
         return f"tensor {tensor.name!r} has unknown datatype {tensor.datatype[:32]!r}; known: {', '.join(DATATYPES)}"
-    if count * size != len(tensor.data):
+    if count * size != tensor.size:
         return (
             f"tensor {tensor.name!r} of {tensor.datatype} {list(shape)} needs {count * size} bytes "
-            f"but carries {len(tensor.data)}"
+            f"but carries {tensor.size}"
         )
     return None
 
 
+def _contradiction(tensor: Tensor) -> str:
+    if tensor.ref is not None and tensor.data:
+        return f"tensor {tensor.name!r} has both data and a reference"
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        return f"tensor {tensor.name!r} has {len(tensor.shape)} dimensions, more than {MAX_DIMENSIONS}"
+    return f"tensor {tensor.name!r} has a negative dimension in shape {list(tensor.shape)}"
+
+
 def _check_elements(tensor: Tensor, count: int) -> str | None:
-    if count * _length.size > len(tensor.data):  # before walking: a lying shape must not cost time
+    if count * _length.size > tensor.size:  # before walking: a lying shape must not cost time
         return f"tensor {tensor.name!r} of BYTES {list(tensor.shape)} is shorter than {count} element lengths"
+    if tensor.ref is not None:  # the rest shows when the bytes are here
+        return None
     found, position, end = 0, 0, len(tensor.data)
     while position + _length.size <= end:
         position += _length.size + _length.unpack_from(tensor.data, position)[0]

@@ -1,7 +1,7 @@
 """Every Kafka topic and commit group, built here and nowhere else.
 
     <prefix>.requests.<model>.<version>   work for one model version; group headrace.<model>.<version>
-    <prefix>.requests.<model>             work whose version the route table decides
+    <prefix>.requests.<model>             reserved for work whose version the route table decides
     <prefix>.retry.<model>.<version>      requests to be tried again later; one partition for each delay
     <prefix>.replies.<inbox>              responses; each client instance reads one partition of it, without a group
     <prefix>.dead.<model>                 requests that could not be answered by a result, with the reason
@@ -23,11 +23,6 @@ DEFAULT_PREFIX = "headrace"
 def requests(prefix: str, model: str, version: int) -> str:
     """The topic of requests pinned to one model version."""
     return f"{prefix}.requests.{model}.{version}"
-
-
-def unversioned_requests(prefix: str, model: str) -> str:
-    """The topic of requests whose version is still to be decided."""
-    return f"{prefix}.requests.{model}"
 
 
 def retry(prefix: str, model: str, version: int) -> str:

@@ -11,24 +11,27 @@ from contracts.codec import MAX_INLINE_BYTES, decode_address
 from contracts.errors import InvalidRequest
 from contracts.messages import MAX_TTL_MS, ReplyAddress
 from contracts.names import is_request_id
+from contracts.payloads import ENVELOPE_BYTES, URL_VARIABLE
 
-_ENVELOPE_BYTES = 4096  # names, shapes and parameters beside the tensors' own bytes, roughly
+
+class TooLarge(InvalidRequest):
+    """A request does not fit into a record as it is; its tensors may still travel by reference."""
 
 
-def check_size(size: int, what: str = "the request's body") -> None:
-    """Raise InvalidRequest for a body that may not travel in a record."""
-    if size > MAX_INLINE_BYTES:
+def check_size(size: int, what: str = "the request's body", limit: int = MAX_INLINE_BYTES) -> None:
+    """Raise TooLarge for a body that may not travel in a record."""
+    if size > limit:
         msg = (
-            f"{what} has {size:,} bytes; at most {MAX_INLINE_BYTES:,} travel inside a request: "
-            "send fewer rows per request, or a smaller datatype"
+            f"{what} has {size:,} bytes; at most {limit:,} travel inside a request: send fewer rows per request, or a "
+            f"smaller datatype, or set {URL_VARIABLE} to a store that workers can read"
         )
-        raise InvalidRequest(msg)
+        raise TooLarge(msg)
 
 
-def check_tensor_bytes(size: int) -> None:
+def check_tensor_bytes(size: int, limit: int = MAX_INLINE_BYTES) -> None:
     """The same before encoding, so that an enormous array is not copied first."""
-    if size > MAX_INLINE_BYTES + _ENVELOPE_BYTES:
-        check_size(size, "the inputs' data")
+    if size > limit + ENVELOPE_BYTES:
+        check_size(size, "the inputs' data", limit)
 
 
 def ttl_ms(seconds: float) -> int:

@@ -53,11 +53,14 @@ class Sender(NamedTuple):
     next_id: Callable[[], str]
 
 
-def make_ask(call: Call, plan: ModelPlan, *, now: float, patience: float) -> Ask:
+Encode = Callable[[ModelPlan, Inputs, Parameters | None], Awaitable[bytes]]
+
+
+async def make_ask(call: Call, plan: ModelPlan, encode: Encode, *, now: float, patience: float) -> Ask:
     """Check and encode a call that is to end in `patience` seconds. Raises InvalidRequest."""
     return Ask(
         plan=plan,
-        body=plan.encode(*canonical(call.inputs, call.parameters)),
+        body=await encode(plan, *canonical(call.inputs, call.parameters)),
         named=plan.key.model if call.version is None and "@" not in call.model else str(plan.key),
         started=now,
         deadline=now + patience,

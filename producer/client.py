@@ -40,6 +40,7 @@ from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
 from producer.jobs import PipelinePlan
+from producer.large_tensors import LargeTensors
 from producer.lasting import NO_EXTRAS, Extras, LastingCalls
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
@@ -68,15 +69,17 @@ class InferenceClient(LastingCalls):
         redis: str | None = None,
         inbox: str | None = None,
         max_in_flight: int | None = None,
+        blobs: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Settings come from the argument, or from the keywords and then the environment; connects in `open`."""
-        self._settings = settings = settings or client_settings(bootstrap, redis, inbox, max_in_flight)
+        self._settings = settings = settings or client_settings(bootstrap, redis, inbox, max_in_flight, blobs)
         self._clock = clock or SystemClock()
         self._pending = Pending(limit=settings.client.max_in_flight, limit_bytes=settings.client.max_in_flight_bytes)
         self._prefix = secrets.token_hex(10)  # with 48 counted bits: unique, for a tenth of the cost of a random id
         self._numbers = itertools.count(secrets.randbits(32))
         self._tails = Tails(settings.client, lambda: self._inbox.address)
+        self._large = LargeTensors(settings.blobs, self._pending, self._clock)
         self._is_caching = settings.cache.enabled
         self._broken: TransportError | None = None
         self._is_open = False
@@ -112,24 +115,22 @@ class InferenceClient(LastingCalls):
         return self
 
     def _build(self) -> None:
-        settings = self._settings
+        settings, kafka, clock = self._settings, self._settings.kafka, self._clock
         self._tombstones = Tombstones(Cancels(self._redis))
-        self._outbox = Outbox(settings.kafka, self._pending, self._clock)
-        clock, moved = self._clock, self._tails.clear
-        self._inbox = Inbox(
-            settings.kafka, settings.inbox, Inboxes(self._redis), self._pending, clock=clock, moved=moved
-        )
+        self._outbox = Outbox(kafka, self._pending, clock)
+        leases, moved, large = Inboxes(self._redis), self._tails.clear, self._large
+        self._inbox = Inbox(kafka, settings.inbox, leases, self._pending, clock=clock, moved=moved, large=large)
         self._directory = Directory(
             Registry(self._redis, settings.redis.pool),
             self._outbox,
-            prefix=settings.kafka.prefix,
+            prefix=kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
             store=PlanStore(self._redis),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
-        self._sharing = Sharing(self._redis, settings, sender, self._clock)
+        self._sharing = Sharing(self._redis, settings, sender, clock)
 
     def _start_loops(self) -> None:
         self._loops.spawn("inbox", self._inbox.poll_loop())
@@ -162,7 +163,7 @@ class InferenceClient(LastingCalls):
             await self._loops.join("inbox", _STOP_SECONDS)
             await self._loops.stop()
             CLIENTS.remove(self)
-            await self._sharing.close()
+            await asyncio.gather(self._large.close(), self._sharing.close())
             await self._tombstones.flush()
             await self._outbox.close()
             await self._inbox.close()
@@ -295,7 +296,7 @@ class InferenceClient(LastingCalls):
         """
         plan = self._plan(model, version) or await self._directory.plan(model, version)
         name = self._next_id() if request_id is None else check_request_id(request_id)
-        body = plan.encode(inputs, parameters)
+        body = await self._large.encode(plan, inputs, parameters)
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
         reply = check_reply_to(self._settings.kafka.prefix, reply_to)
         headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl)))
@@ -323,7 +324,7 @@ class InferenceClient(LastingCalls):
         key: str | bytes | None,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
         plan = self._plan(model, version) or await self._directory.plan(model, version)
-        return self._launch(plan, plan.encode(inputs, parameters), ttl_seconds, request_id, key)
+        return self._launch(plan, await self._large.encode(plan, inputs, parameters), ttl_seconds, request_id, key)
 
     def _launch(
         self,
@@ -362,7 +363,8 @@ class InferenceClient(LastingCalls):
     async def _ask(self, call: Call) -> Ask:
         """The same for a call that may share its run with others: all of it but sending."""
         plan = self._plan(call.model, call.version) or await self._directory.plan(call.model, call.version)
-        return make_ask(call, plan, now=self._clock.monotonic(), patience=self._tails[call.ttl_seconds][1])
+        now, patience = self._clock.monotonic(), self._tails[call.ttl_seconds][1]
+        return await make_ask(call, plan, self._large.encode, now=now, patience=patience)
 
     def _plan(self, model: str, version: int | None) -> ModelPlan | None:
         if self._is_closed or self._broken is not None or not self._is_open:

@@ -27,6 +27,7 @@ from contracts.codec import decode_response
 from contracts.errors import InvalidRequest, Overloaded, TransportError
 from contracts.messages import ReplyAddress
 from contracts.settings import KafkaSettings
+from producer.large_tensors import LargeTensors
 from producer.pending import Pending
 from producer.settings import InboxSettings
 
@@ -49,6 +50,7 @@ class Inbox:
         *,
         clock: Clock,
         moved: Callable[[], None],
+        large: LargeTensors,
     ) -> None:
         self._kafka = kafka
         self._settings = settings
@@ -56,6 +58,7 @@ class Inbox:
         self._pending = pending
         self._clock = clock
         self._moved = moved
+        self._large = large
         self._topic = topics.replies(kafka.prefix, settings.name)
         self._ttl_ms = int(settings.ttl_seconds * 1000)
         self._count = 0
@@ -232,7 +235,12 @@ class Inbox:
                 self._pending.counts.malformed += 1
                 log.debug("a record in the inbox was dropped: %s", exc)
                 continue
-            resolve(response, is_own=token in tokens, now=now)
+            for tensor in response.outputs:
+                if tensor.ref is not None:
+                    self._large.take(response, is_own=token in tokens)
+                    break
+            else:
+                resolve(response, is_own=token in tokens, now=now)
 
     def _assign(self) -> None:
         """Read what `_positions` says, from there on; a second assignment forgets whatever the reader itself knew."""

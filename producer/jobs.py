@@ -28,6 +28,7 @@ class PipelinePlan(ModelPlan):
     """How jobs of one pipeline version are made."""
 
     __slots__ = ("_first", "_open", "_prefix", "plan")
+    takes_references = False  # reducers and conditions are evaluated where nobody fetches anything
 
     def __init__(
         self,

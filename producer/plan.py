@@ -7,13 +7,14 @@ their own and take the model's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from contracts.codec import encode_request
+from contracts.codec import MAX_INLINE_BYTES, encode_request
 from contracts.errors import InvalidRequest
 from contracts.messages import Parameters
 from contracts.names import ModelVersion
@@ -40,6 +41,8 @@ class ModelPlan:
     """How requests for one model version are made."""
 
     __slots__ = ("_by_name", "key", "partitioner", "topic")
+    takes_references = True
+    """Whether what it takes may lie in a store: whoever reads its requests fetches it."""
 
     def __init__(
         self, key: ModelVersion, topic: str, partitioner: Partitioner, inputs: Iterable[TensorSpec] | None
@@ -55,42 +58,54 @@ class ModelPlan:
         """Where requests may go."""
         return {self.topic: self.partitioner}
 
-    def encode(self, inputs: Inputs, parameters: Parameters | None) -> bytes:
-        """The body of a request. Raises InvalidRequest when it does not fit the model, or not into a record."""
+    def encode(self, inputs: Inputs, parameters: Parameters | None, limit: int = MAX_INLINE_BYTES) -> bytes:
+        """The body of a request. Raises InvalidRequest when it does not fit the model, TooLarge when it is larger than
+        the limit.
+        """
+        return self.pack(self.tensors(inputs, parameters, limit), parameters, limit)
+
+    def tensors(self, inputs: Inputs, parameters: Parameters | None, limit: int | None) -> Sequence[Tensor]:
+        """The inputs as they travel, copied. Raises as `encode`, though without a limit nothing is too large."""
+        most = sys.maxsize if limit is None else limit
         # `dict` first: to ask an abstract class takes ten times as long.
         if isinstance(inputs, (dict, Mapping)):
-            tensors: Sequence[Tensor] = self._from_arrays(inputs)
+            tensors: Sequence[Tensor] = self._from_arrays(inputs, most)
         else:
-            tensors = self._from_tensors(inputs)
+            tensors = self._from_tensors(inputs, most)
         self._check_together(tensors)
         if parameters:
             _check_parameters(parameters)
+        return tensors
+
+    @staticmethod
+    def pack(tensors: Sequence[Tensor], parameters: Parameters | None, limit: int = MAX_INLINE_BYTES) -> bytes:
+        """The body of a request with these tensors. Raises TooLarge."""
         body = encode_request(tensors, dict(parameters) if parameters else None)
-        check_size(len(body))
+        check_size(len(body), limit=limit)
         return body
 
-    def _from_arrays(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Tensor]:
+    def _from_arrays(self, inputs: Mapping[str, npt.ArrayLike], limit: int) -> list[Tensor]:
         plans = self._by_name
         if plans is None:
             found = [Tensor.from_numpy(name, value) for name, value in inputs.items()]
-            check_tensor_bytes(sum(len(tensor.data) for tensor in found))
+            check_tensor_bytes(sum(len(tensor.data) for tensor in found), limit)
             return found
         tensors, total = [], 0
         for name, value in inputs.items():
             plan = plans.get(name) or self._unknown(name)
             if type(value) is np.ndarray and value.dtype == plan.dtype and value.flags.c_contiguous:
                 total += value.nbytes
-                check_tensor_bytes(total)
+                check_tensor_bytes(total, limit)
                 tensor = Tensor(name, plan.datatype, value.shape, memoryview(value.tobytes()))
             else:
-                tensor = _from_other(plan, value)
+                tensor = _from_other(plan, value, limit)
                 total += len(tensor.data)
             self._check_shape(plan, tensor)
             tensors.append(tensor)
         return tensors
 
-    def _from_tensors(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        check_tensor_bytes(sum(len(tensor.data) for tensor in inputs))
+    def _from_tensors(self, inputs: Sequence[Tensor], limit: int) -> Sequence[Tensor]:
+        check_tensor_bytes(sum(len(tensor.data) for tensor in inputs), limit)
         for tensor in inputs:
             fault = check_tensor(tensor)
             if fault:
@@ -146,10 +161,10 @@ def _plan_input(spec: TensorSpec) -> InputPlan:
     return InputPlan(spec.name, spec.datatype, dtype, spec.shape, spec.shape[1:])
 
 
-def _from_other(plan: InputPlan, value: npt.ArrayLike) -> Tensor:
+def _from_other(plan: InputPlan, value: npt.ArrayLike, limit: int) -> Tensor:
     """A tensor from what is not simply an array of the right type: lists, strings, other types, other layouts."""
     if isinstance(value, np.ndarray):
-        check_tensor_bytes(value.nbytes)
+        check_tensor_bytes(value.nbytes, limit)
         if plan.datatype == "BF16" and value.dtype == plan.dtype:  # raw bit patterns, whose own type reads UINT16
             return Tensor(plan.name, plan.datatype, value.shape, memoryview(value.tobytes()))
         tensor = Tensor.from_numpy(plan.name, value)

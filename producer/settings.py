@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from contracts.codec import MAX_INLINE_BYTES
 from contracts.messages import MAX_TTL_MS
 from contracts.names import NAME_PATTERN
-from contracts.settings import Group, HeadraceSettings, load_settings, register_settings
+from contracts.settings import BlobSettings, Group, HeadraceSettings, load_settings, register_settings
 
 
 class InboxSettings(Group):
@@ -83,6 +83,7 @@ class ClientSettings(HeadraceSettings):
     inbox: InboxSettings = InboxSettings()
     cache: CacheSettings = CacheSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
+    blobs: BlobSettings = BlobSettings()
 
     @model_validator(mode="after")
     def _grace_for_an_answer(self) -> Self:
@@ -95,7 +96,11 @@ class ClientSettings(HeadraceSettings):
 
 
 def client_settings(
-    bootstrap: str | None, redis: str | None, inbox: str | None, max_in_flight: int | None
+    bootstrap: str | None,
+    redis: str | None,
+    inbox: str | None,
+    max_in_flight: int | None,
+    blobs: str | None = None,
 ) -> ClientSettings:
     """Settings from the environment, with what was given in code above it."""
     groups: dict[str, dict[str, object]] = {
@@ -103,6 +108,7 @@ def client_settings(
         "redis": {"url": redis},
         "inbox": {"name": inbox},
         "client": {"max_in_flight": max_in_flight},
+        "blobs": {"url": blobs},
     }
     given = {group: {name: v for name, v in fields.items() if v is not None} for group, fields in groups.items()}
     return load_settings(ClientSettings, None, **{group: fields for group, fields in given.items() if fields})

@@ -136,10 +136,11 @@ class SyncInferenceClient:
         redis: str | None = None,
         inbox: str | None = None,
         max_in_flight: int | None = None,
+        blobs: str | None = None,
     ) -> None:
         """Settings come from the argument, or from the keywords and then the environment; connects in `open`."""
         self._client = InferenceClient(
-            settings, bootstrap=bootstrap, redis=redis, inbox=inbox, max_in_flight=max_in_flight
+            settings, bootstrap=bootstrap, redis=redis, inbox=inbox, max_in_flight=max_in_flight, blobs=blobs
         )
         self._thread = LoopThread("headrace-client")
         self._finalizer: weakref.finalize[[LoopThread, InferenceClient], SyncInferenceClient] | None = None

@@ -30,6 +30,7 @@ from scheduler.planner import plan
 from scheduler.reaper import Patience, Reaper
 from scheduler.settings import SchedulerSettings
 from scheduler.snapshot import Limits
+from scheduler.sweeper import sweep_loop
 from scheduler.topics import TopicKeeper, topics_of
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Scheduler:
         self._loops.spawn("lead", leader.lead_loop())
         self._loops.spawn("topics", planning.topics.keep_loop())
         self._loops.spawn("plan", planning.plan_loop())
+        self._loops.spawn("sweep", sweep_loop(settings.blobs, lambda: self.is_leading))
         log.info("%s stands by for pool %s", self._holder, settings.redis.pool)
 
     async def wait(self) -> None:

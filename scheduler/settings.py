@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from contracts.settings import Group, HeadraceSettings, LeaseSettings, register_settings
+from contracts.settings import BlobSettings, Group, HeadraceSettings, LeaseSettings, register_settings
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -54,3 +54,4 @@ class SchedulerSettings(HeadraceSettings):
 
     lease: LeaseSettings = LeaseSettings()
     scheduler: PlanningSettings = PlanningSettings()
+    blobs: BlobSettings = BlobSettings()

@@ -52,9 +52,17 @@ class BatchFailed(Exception):
 class EngineProcess:
     """An engine process, the socket it connects to and the slots it reads."""
 
-    def __init__(self, *folders: Path, threads: int = 1, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *folders: Path,
+        threads: int = 1,
+        environment: dict[str, str] | None = None,
+        digest: str = "",
+        allow_code: bool = True,
+    ) -> None:
         self.specs = [spec_in(folder) for folder in folders]
         self._folders, self._threads = folders, threads
+        self._digest, self._allow_code = digest, allow_code
         # Not the test's own folder: a socket's path may not be longer than 107 bytes.
         self._run_dir = tempfile.TemporaryDirectory(prefix="hr-")
         self.run_dir = Path(self._run_dir.name)
@@ -120,7 +128,7 @@ class EngineProcess:
         self.send(
             Load(
                 models=tuple(
-                    ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder))
+                    ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder), self._digest, self._allow_code)
                     for spec, folder in zip(self.specs, self._folders, strict=True)
                 ),
                 slots_path=str(self.slots.path),

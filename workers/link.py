@@ -47,11 +47,17 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class ModelToLoad(msgspec.Struct, frozen=True):
-    """One model version; `spec` is the ModelSpec as JSON, `folder` holds its artefacts."""
+    """One model version; `spec` is the ModelSpec as JSON, `folder` holds its artefacts.
+
+    `digest` is what their digest was when the version was registered, empty when it was not taken. `allow_code` is the
+    deployment's word, without which nothing of the version may run that is code.
+    """
 
     key: str
     spec: str
     folder: str
+    digest: str = ""
+    allow_code: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

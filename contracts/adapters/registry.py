@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from contracts import keys
 from contracts.adapters.redis import RedisDoor, pairs, script
 from contracts.errors import TransportError
-from contracts.names import ModelVersion, check_name
+from contracts.names import ModelVersion, check_model_name, check_name
 from contracts.pool import Demand
 from contracts.specs import DeploymentSpec, Knobs, ModelSpec, RouteSpec
 
@@ -127,10 +127,6 @@ class Registry:
         """All model versions."""
         return (await self.snapshot()).models
 
-    async def delete_model(self, key: ModelVersion) -> bool:
-        """Forget a model version; False when it was not there."""
-        return await self._change("models", {str(key): ""})
-
     async def put_knobs(self, key: ModelVersion, knobs: Knobs) -> bool:
         """Set a model version's batching by hand; empty knobs give it back to its spec. False when nothing changed."""
         text = knobs.model_dump_json(exclude_none=True)
@@ -173,7 +169,7 @@ class Registry:
 
     async def put_route(self, model: str, spec: RouteSpec) -> bool:
         """Say which version of a model answers by default; False when nothing changed."""
-        return await self._change("routes", {check_name(model, "model name"): spec.model_dump_json()})
+        return await self._change("routes", {check_model_name(model): spec.model_dump_json()})
 
     async def delete_route(self, model: str) -> bool:
         """Remove a model's route; False when there was none."""

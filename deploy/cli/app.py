@@ -15,7 +15,23 @@ from typing import Annotated
 import typer
 
 from contracts.errors import ConfigurationError, HeadraceError
-from deploy.cli import apply, dead, demo, drain, environment, infer, knobs, models, pipeline, scale, status, trace, up
+from deploy.cli import (
+    apply,
+    blobs,
+    dead,
+    demo,
+    drain,
+    environment,
+    infer,
+    knobs,
+    models,
+    pipeline,
+    quota,
+    scale,
+    status,
+    trace,
+    up,
+)
 from deploy.cli.errors import NotReady
 
 FAILED, CALLED_WRONGLY, NOT_READY, INTERRUPTED = 1, 2, 3, 130
@@ -56,8 +72,10 @@ app.command("status")(status.status)
 app.command("infer")(infer.infer)
 app.command("scale")(scale.scale)
 app.command("drain")(drain.drain)
+app.command("quota")(quota.quota)
 app.add_typer(dead.dead, name="dead")
 app.add_typer(pipeline.pipeline, name="pipeline")
+app.add_typer(blobs.blobs, name="blobs")
 app.command("models")(models.models)
 app.command("knobs")(knobs.knobs)
 app.command("trace")(trace.trace)

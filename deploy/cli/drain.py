@@ -22,6 +22,9 @@ def drain(
     node: Annotated[str, typer.Argument(metavar="NODE", help="As `headrace status` names it.")],
     *,
     undo: Annotated[bool, typer.Option("--undo", help="Let it take workers again.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove a node that is gone for good, and is dead, from the pool.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when nothing runs there any more, at most 5 minutes.")
     ] = False,
@@ -34,7 +37,27 @@ def drain(
     """
     from deploy.cli import connection
 
-    connection.run(_drain(connection.load(data), node, undo=undo, wait=wait, as_json=json))
+    settings = connection.load(data)
+    if forget:
+        connection.run(_forget(settings, node, as_json=json))
+    else:
+        connection.run(_drain(settings, node, undo=undo, wait=wait, as_json=json))
+
+
+async def _forget(settings: HeadraceSettings, node: str, *, as_json: bool) -> None:
+    from deploy.cli.connection import open_control
+    from deploy.cli.output import print_json
+
+    async with open_control(settings) as control:
+        refusal = await control.leases.forget_node(node)
+    if refusal is not None:
+        known = "there is no such node" if refusal.code == "GONE" else refusal.detail
+        msg = f"node {node} cannot be forgotten: {known}"
+        raise ConfigurationError(msg)
+    if as_json:
+        print_json({"node": node, "state": "forgotten"})
+    else:
+        print(f"{node}: forgotten, with its devices")
 
 
 async def _drain(settings: HeadraceSettings, node: str, *, undo: bool, wait: bool, as_json: bool) -> None:

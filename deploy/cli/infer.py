@@ -26,7 +26,7 @@ def infer(
     model: Annotated[str, typer.Argument(metavar="MODEL[@VERSION]", help="Without a version the route decides.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", metavar="NAME=@FILE.npy|NAME=JSON", help="One input; rows first. Repeatable."),
+        typer.Option("--input", "-i", metavar="NAME=@FILE|NAME=JSON", help="One input, rows first. Repeatable."),
     ] = None,
     input_json: Annotated[
         str, typer.Option("--input-json", metavar="FILE|-", help="All inputs as JSON, from a file or standard input.")

@@ -1,6 +1,7 @@
 """What `headrace infer` sends and shows: arrays from arguments, files and JSON, and responses for people and scripts.
 
-Pure but for reading the files that are named. A value is `@file.npy`, or JSON; numbers get the type that the model
+Pure but for reading the files that are named. A value is `@file.npy`, `@file` (an
+image, a document) where the model takes BYTES, or JSON; numbers get the type that the model
 declares when the client makes tensors of them. JSON requests have the form of the Open Inference Protocol
 (`{"inputs": [{"name", "datatype", "shape", "data"}]}`), or map names to nested lists.
 """
@@ -76,7 +77,12 @@ def as_array(value: Any, name: str, datatype: str | None) -> npt.ArrayLike:
 
 
 def load_array(path: Path, datatype: str | None) -> npt.ArrayLike:
-    """An array from a .npy file. Real numbers are brought to the model's type, which is what a person means."""
+    """An array from a .npy file; of BYTES, any other file is the one element itself.
+
+    Real numbers are brought to the model's type, which is what a person means.
+    """
+    if datatype == BYTES and path.suffix != ".npy":
+        return _whole(path)
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
@@ -87,6 +93,17 @@ def load_array(path: Path, datatype: str | None) -> npt.ArrayLike:
         raise ConfigurationError(msg)
     if datatype not in (None, BYTES) and array.dtype.kind in "fiu":
         return array.astype(numpy_type(str(datatype)))
+    return array
+
+
+def _whole(path: Path) -> npt.ArrayLike:
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        msg = f"{path} cannot be read: {exc}"
+        raise ConfigurationError(msg) from exc
+    array = np.empty(1, object)
+    array[0] = content
     return array
 
 

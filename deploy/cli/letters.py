@@ -78,9 +78,9 @@ async def open_box(settings: KafkaSettings, model: str) -> AsyncIterator[Box]:
     """The box of a model. Raises ConfigurationError when it has none, TransportError."""
     from contracts import topics
     from contracts.adapters.kafka import Admin, Partition, Reader
-    from contracts.names import check_name
+    from contracts.names import check_model_name
 
-    topic = topics.dead(settings.prefix, check_name(model, "model name"))
+    topic = topics.dead(settings.prefix, check_model_name(model))
     admin = Admin(settings)
     await admin.open()
     try:
@@ -151,7 +151,7 @@ def _tensors(letter: DeadLetter) -> list[dict[str, Any]] | None:
     except InvalidRequest:
         return None
     return [
-        {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "bytes": len(tensor.data)}
+        {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "bytes": tensor.size}
         for tensor in body.inputs
     ]
 

@@ -1,17 +1,13 @@
-"""A fleet file and the model folders that it names, read from disk and checked before anything is changed.
-
-A model version is immutable, so what is registered is a digest of every file in its folder: the sha256 of the sorted
-list of their names and their own sha256 sums, in the form that `sha256sum` prints.
-"""
+"""A fleet file and the model folders that it names, read from disk and checked before anything is changed."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.adapters.registry import RegisteredModel
+from contracts.artefacts import RUNS_CODE, digest_folder
 from contracts.errors import ConfigurationError
 from contracts.names import ModelVersion
 from contracts.pipelines import PipelineSpec, parse_pipeline, pipeline_from
@@ -19,7 +15,6 @@ from contracts.specs import DeploymentSpec, FleetSpec, parse_fleet, parse_model
 from contracts.yaml_lines import Lines, load
 
 MODEL_FILE = "model.yaml"
-_RUNS_CODE = {"python": "its backend runs model.py", "torch": "a torch artefact can run code"}
 
 
 @dataclass(frozen=True)
@@ -101,21 +96,10 @@ def _read_model(models: Path, key: ModelVersion, deployment: DeploymentSpec) -> 
         artefact = folder / spec.artefact_name
         msg = f"{key} has no artefact: {artefact} does not exist; see `artefact` in {source}"
         raise ConfigurationError(msg)
-    if spec.backend in _RUNS_CODE and not deployment.allow_code:
+    if spec.backend in RUNS_CODE and not deployment.allow_code:
         msg = (
-            f"{key} would run code of its own ({_RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
+            f"{key} would run code of its own ({RUNS_CODE[spec.backend]}): say `allow_code: true` in its "
             "deployment if you trust it"
         )
         raise ConfigurationError(msg)
     return RegisteredModel(spec=spec, uri=str(folder), digest=digest_folder(folder))
-
-
-def digest_folder(folder: Path) -> str:
-    """The digest of all files below a folder, without caches and hidden files."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inner.parts):
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {inner.as_posix()}\n")
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"

@@ -28,6 +28,8 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str
     prefix: str
     pool: str
+    blobs: str = ""
+    """Root of the store for large tensors."""
     kafka: str = ""
     """What serves Kafka, for people."""
     redis: str = ""
@@ -43,7 +45,7 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True):
             "HEADRACE_REDIS__URL": self.redis_url,
             "HEADRACE_REDIS__PREFIX": self.prefix,
             "HEADRACE_REDIS__POOL": self.pool,
-        }
+        } | ({"HEADRACE_BLOBS__URL": self.blobs} if self.blobs else {})
 
 
 def default_data_folder(environ: Mapping[str, str]) -> Path:

@@ -30,6 +30,7 @@ from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.errors import ConfigurationError, TransportError
 from contracts.keys import DEFAULT_PREFIX
+from contracts.payloads import URL_VARIABLE
 from contracts.pool import PoolState
 from contracts.service import Loops
 from contracts.settings import HeadraceSettings, load_settings
@@ -138,6 +139,7 @@ class EmbeddedStack:
             redis_url=self.redis_url,
             prefix=self._environ.get("HEADRACE_KAFKA__PREFIX", DEFAULT_PREFIX),
             pool=self._environ.get("HEADRACE_REDIS__POOL", "default"),
+            blobs=self._environ.get(URL_VARIABLE) or (self.data / "blobs").as_uri(),
             kafka=self.kafka.name,
             redis=self.redis.name,
             pids={"up": os.getpid()} | {name: child.pid for name, child in self.processes.items()},

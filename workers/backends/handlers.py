@@ -3,6 +3,9 @@
 The folder is not put on the module search path, where two models' files of one name would collide and a file could
 shadow a library. Instead it becomes a package of its own name, so a handler imports the files beside it relatively:
 `from . import tokens`.
+
+Its bytecode is compiled each time and never read from `__pycache__`: what was registered, and is checked before the
+load, are the sources.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -21,6 +25,11 @@ from contracts.errors import ModelLoadError
 from workers.backends.base import ModelContext
 
 _handler_form: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    def path_stats(self, path: Any) -> Any:
+        raise OSError("bytecode of models is neither read nor written")
 
 
 class HandlerPackage:
@@ -71,10 +80,24 @@ def _package_of(context: ModelContext) -> str:
     name = re.sub(r"\W", "_", f"headrace_model_{context.spec.name}_{context.spec.version}")
     while name in sys.modules:
         name += "_"
+    sys.path_hooks.insert(0, _finder_below(str(context.folder)))
+    sys.path_importer_cache.pop(str(context.folder), None)
     spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = [str(context.folder)]
     sys.modules[name] = importlib.util.module_from_spec(spec)
     return name
+
+
+def _finder_below(root: str) -> Callable[[str], importlib.machinery.FileFinder]:
+    """How modules are found in a version's folder, and in those inside of it."""
+
+    def finder(path: str) -> importlib.machinery.FileFinder:
+        if not Path(path).is_relative_to(root):
+            raise ImportError("not a folder of this model")
+        extensions = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
+        return importlib.machinery.FileFinder(path, extensions, (_FromSource, importlib.machinery.SOURCE_SUFFIXES))
+
+    return finder
 
 
 def describe(exc: BaseException, folder: Path) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from contracts.clock import Clock
 from contracts.emissions import Job, Outbound, failed, outbound
 from contracts.messages import Ran, Status
-from contracts.plans import Answer, Ask, Emission, Failure
+from contracts.plans import OUTPUT, Answer, Ask, Emission, Failure, Part
 from workers.draining import metrics
+from workers.draining.large_hops import LargeHops
 from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class Courier:
         self._clock = clock
         self._prefix = prefix
         self._partition_of = partition_of
+        self.large_hops: LargeHops | None = None
+        """Where tensors go that do not fit into a record; without it, what is too large fails its step."""
 
     def send(
         self,
@@ -73,8 +76,9 @@ class Courier:
 
     def _ship(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> None:
         left_ms = int((shipment.deadline - self._clock.monotonic()) * 1000)
+        fitting = self._without_large(shipment, emissions, ran)
         records = outbound(
-            shipment.job, emissions, left_ms, prefix=self._prefix, partition_of=self._partition_of, ran=ran
+            shipment.job, fitting, left_ms, prefix=self._prefix, partition_of=self._partition_of, ran=ran
         )
         shipment.expect(len(records))
         for record in records:
@@ -86,6 +90,32 @@ class Courier:
                 lost = (lambda known: self._lost(shipment, known), record)
                 self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost)
 
+    def _without_large(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> Iterable[Emission]:
+        """The emissions that can go at once; the others follow when their tensors are stored."""
+        large = self.large_hops
+        if large is None:
+            return emissions
+
+        def stored(small: Emission) -> None:
+            self._ship_small(shipment, small, ran)
+
+        def failed(emission: Emission, why: str) -> None:
+            self._ship(shipment, _undone(shipment.job, emission, why), None)
+            shipment.settled()
+
+        fitting = []
+        for emission in emissions:
+            if large.concerns(emission):
+                shipment.expect(1)
+                large.put(emission, shipment.job.tenant, stored, failed)
+            else:
+                fitting.append(emission)
+        return fitting
+
+    def _ship_small(self, shipment: Shipment, emission: Emission, ran: Ran | None) -> None:
+        self._ship(shipment, (emission,), ran)
+        shipment.settled()
+
     def _lost(self, shipment: Shipment, record: Outbound) -> None:
         """A record's topic does not exist, or does not take a record of its size."""
         emission = record.emission
@@ -93,12 +123,7 @@ class Courier:
         if isinstance(emission, Answer):
             self._unroutable(shipment, record)
             return
-        if isinstance(emission, Ask):
-            failure = Failure(Status.INTERNAL, text, emission.node, retryable=True)
-            following = failed(shipment.job.plan, emission, failure)
-        else:
-            following = [Answer(failure=Failure(Status.INTERNAL, text, emission.join))]
-        self._ship(shipment, following, None)
+        self._ship(shipment, _undone(shipment.job, emission, text), None)
         shipment.settled()
 
     @staticmethod
@@ -111,3 +136,11 @@ class Courier:
         else:
             log.warning("the answer of job %s has nowhere to go: %s", shipment.job.id, reply)
             shipment.settled()
+
+
+def _undone(job: Job, emission: Emission, why: str) -> list[Emission]:
+    """What follows when an emission cannot be carried out."""
+    if isinstance(emission, Ask):
+        return failed(job.plan, emission, Failure(Status.INTERNAL, why, emission.node, retryable=True))
+    step = emission.join if isinstance(emission, Part) else OUTPUT
+    return [Answer(failure=Failure(Status.INTERNAL, why, step, retryable=isinstance(emission, Answer)))]

@@ -18,6 +18,7 @@ LOST_TO_RETENTION = telemetry.counter(
 PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
 EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")
 SPARED = telemetry.counter("worker_rows_spared", "Rows that a condition kept from a model, as in a cascade.", "model")
+HOP_PAYLOADS = telemetry.counter("worker_hop_payload_bytes", "Bytes that went from step to step through the store.")
 
 
 def count_spared(node: Node, rows: int) -> None:

@@ -5,13 +5,19 @@ the next. That costs one future per batch instead of one per response, and the b
 given up: after a transport error the producer is rebuilt and everything unacknowledged is sent again, since repeated
 responses collapse at the client. Only a destination that does not exist ends a record's way.
 
-Every record comes with two continuations, each a function and its argument: `settle` is called when the record is
-acknowledged and never before, `lost` when its destination does not exist or does not take a record of its size.
+One destination that takes nothing must not stop the others, though all share the buffer. What it has beyond a quarter
+is diverted as soon as it has stalled for two seconds, and everything when it was silent for thirty while others were
+not; from then on it gets one record at a time, to find out when it is back.
+
+Every record comes with continuations, each a function and its argument: `settle` is called when the record is
+acknowledged and never before, `lost` when its destination does not exist or does not take a record of its size,
+`diverted` when its destination takes nothing; a record without that waits for as long as it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -28,19 +34,34 @@ BUFFER_BYTES = 64 * 1024 * 1024
 """Unacknowledged response bytes above which no further batch is launched."""
 ACK_SECONDS = 30.0
 """Without an acknowledgement for so long a batch is sent again; one partition's silence replaces no producer."""
+DESTINATION_BYTES = BUFFER_BYTES // 4
+"""What one destination may have of that once it has stalled."""
+STALLED_SECONDS = 2.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 Continuation = tuple[Callable[[Any], None], Any]
-_Continuations = tuple[Continuation, Continuation]
+_Continuations = tuple[Continuation, Continuation, Continuation | None]
+
+
+class _End(enum.Enum):
+    ACKNOWLEDGED = enum.auto()
+    MISSING = enum.auto()
+    """Its destination does not exist."""
+    TOO_LARGE = enum.auto()
+    SILENT = enum.auto()
+    """Its destination takes nothing, while others do."""
 
 
 class _Destination:
     """One partition: what waits for it, and the task that sends it while something does."""
 
-    __slots__ = ("continuations", "partition", "records", "task", "topic")
+    __slots__ = ("continuations", "moved_at", "partition", "records", "relief", "size", "task", "topic")
 
-    def __init__(self, topic: str, partition: int) -> None:
+    def __init__(self, topic: str, partition: int, now: float) -> None:
         self.topic, self.partition = topic, partition
+        self.size = 0  # bytes that wait or are being sent
+        self.moved_at = now
+        self.relief: asyncio.TimerHandle | None = None
         self.records: list[Outgoing] = []
         self.continuations: list[_Continuations] = []
         self.task: asyncio.Task[None] | None = None
@@ -61,6 +82,8 @@ class Publisher:
         self._rebuilding = asyncio.Lock()
         self._generation = 0
         self._acked_at = clock.monotonic()
+        self._silent: dict[tuple[str, int], float] = {}
+        """When destinations that take nothing are tried again."""
         self.waiting_bytes = 0
         """Bytes that are not acknowledged yet."""
 
@@ -69,47 +92,131 @@ class Publisher:
         """Whether further results may be produced."""
         return self.waiting_bytes < BUFFER_BYTES
 
-    def publish(self, topic: str, partition: int, record: Outgoing, settle: Continuation, lost: Continuation) -> None:
+    def hold(self, size: int) -> None:
+        """Count bytes that are yet to become a record."""
+        self.waiting_bytes += size
+
+    def release(self, size: int) -> None:
+        """They are one, or never will be."""
+        self.waiting_bytes -= size
+        self._progress()
+
+    def publish(
+        self,
+        topic: str,
+        partition: int,
+        record: Outgoing,
+        settle: Continuation,
+        lost: Continuation,
+        diverted: Continuation | None = None,
+    ) -> None:
         """Queue a record; exactly one of the continuations follows, unless the publisher is stopped first."""
         destination = self._destinations.get((topic, partition))
         if destination is None:
-            destination = self._destinations[topic, partition] = _Destination(topic, partition)
+            destination = _Destination(topic, partition, self._clock.monotonic())
+            self._destinations[topic, partition] = destination
+        size = len(record[0] or b"")
+        if (
+            diverted is not None
+            and (self._silent or destination.size > DESTINATION_BYTES)
+            and self._takes_nothing(destination)
+        ):
+            if destination.task is None:
+                del self._destinations[topic, partition]
+            function, argument = diverted
+            function(argument)
+            return
         destination.records.append(record)
-        destination.continuations.append((settle, lost))
-        self.waiting_bytes += len(record[0] or b"")
+        destination.continuations.append((settle, lost, diverted))
+        destination.size += size
+        self.waiting_bytes += size
+        if destination.size > DESTINATION_BYTES and destination.relief is None:
+            destination.relief = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._relieve, destination)
         if destination.task is None:
             destination.task = asyncio.get_running_loop().create_task(
                 self._send_all(destination), name=f"publish {topic}/{partition}"
             )
 
+    # --- destinations that take nothing -------------------------------------------------------------------------------
+
+    def _takes_nothing(self, destination: _Destination) -> bool:
+        """Whether a record for it is to be diverted; a silent one gets one now and then, to be heard of again."""
+        now, key = self._clock.monotonic(), (destination.topic, destination.partition)
+        again_at = self._silent.get(key)
+        if again_at is None:
+            return destination.size > DESTINATION_BYTES and now - destination.moved_at >= STALLED_SECONDS
+        if now < again_at or destination.task is not None:
+            return True
+        self._silent[key] = now + ACK_SECONDS
+        return False
+
+    def _relieve(self, destination: _Destination) -> None:
+        """Divert what waits for a destination that has stalled, or look again later."""
+        destination.relief = None
+        if self._clock.monotonic() - destination.moved_at >= STALLED_SECONDS:
+            self._divert(destination)
+        elif destination.size > DESTINATION_BYTES:
+            destination.relief = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._relieve, destination)
+
+    def _divert(self, destination: _Destination) -> None:
+        """Divert what waits and may be diverted; what is being sent is left to its end."""
+        waiting = list(zip(destination.records, destination.continuations, strict=True))
+        destination.records, destination.continuations = [], []
+        for record, following in waiting:
+            if following[2] is None:
+                destination.records.append(record)
+                destination.continuations.append(following)
+                continue
+            self._forget(destination, [record])
+            function, argument = following[2]
+            function(argument)
+        self._progress()
+
+    def _forget(self, destination: _Destination, records: Sequence[Outgoing]) -> None:
+        size = sum(len(record[0] or b"") for record in records)
+        destination.size -= size
+        self.waiting_bytes -= size
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
     async def _send_all(self, destination: _Destination) -> None:
+        key = destination.topic, destination.partition
         try:
             while destination.records:
                 records, continuations = destination.records, destination.continuations
                 destination.records, destination.continuations = [], []
-                is_acknowledged = await self._send(destination, records)
-                self.waiting_bytes -= sum(len(record[0] or b"") for record in records)
-                if is_acknowledged is None:
+                end = await self._send(destination, records)
+                destination.moved_at = self._clock.monotonic()
+                if end is _End.SILENT:
+                    log.warning("%s/%d takes nothing: its records are diverted", *key)
+                    self._silent[key] = destination.moved_at + ACK_SECONDS
+                    destination.records = [*records, *destination.records]
+                    destination.continuations = [*continuations, *destination.continuations]
+                    self._divert(destination)
+                    continue
+                self._silent.pop(key, None)
+                self._forget(destination, records)
+                if end is _End.TOO_LARGE:
                     await self._send_singly(destination, records, continuations)
                 else:
-                    _continue(continuations, is_acknowledged=is_acknowledged)
+                    _continue(continuations, end)
                 self._progress()
         finally:
             destination.task = None
-            self._destinations.pop((destination.topic, destination.partition), None)
+            if destination.relief is not None:
+                destination.relief.cancel()
+            self._destinations.pop(key, None)
 
     async def _send_singly(
         self, destination: _Destination, records: Sequence[Outgoing], continuations: Sequence[_Continuations]
     ) -> None:
         """One of these is too large for the broker; the others must not suffer for it."""
         for record, following in zip(records, continuations, strict=True):
-            is_acknowledged = len(records) > 1 and await self._send(destination, [record])
-            _continue([following], is_acknowledged=bool(is_acknowledged))
+            end = await self._send(destination, [record]) if len(records) > 1 else _End.TOO_LARGE
+            _continue([following], end)
 
-    async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> bool | None:
-        """Return whether the records are acknowledged: False when their destination does not exist, None when one of
-        them is too large.
-        """
+    async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> _End:
+        """Return what became of the records; TOO_LARGE when one of them is."""
         for attempt in itertools.count():
             generation, sent_ms = self._generation, self._clock.unix_ms()
             try:
@@ -118,15 +225,16 @@ class Publisher:
                 )
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)
-                return False
+                return _End.MISSING
             except InvalidRequest as exc:
                 log.warning("%d records are refused: %s", len(records), exc)
                 await self._rebuild(generation)  # the refused batch took sequence numbers
-                return None
+                return _End.TOO_LARGE
             except AckUnknown as exc:
-                log.warning("publishing %d records again: %s", len(records), exc)
-                if self._clock.monotonic() - self._acked_at > ACK_SECONDS:  # nobody gets through: it is the producer
-                    await self._rebuild(generation)
+                log.warning("%d records are not acknowledged: %s", len(records), exc)
+                if self._clock.monotonic() - self._acked_at <= ACK_SECONDS:
+                    return _End.SILENT
+                await self._rebuild(generation)  # nobody gets through: it is the producer
             except Exception as exc:  # noqa: BLE001 - whatever it was, these records must not vanish with this task
                 metrics.PUBLISH_RETRIES.inc()
                 log.warning("publishing %d records again: %r", len(records), exc)
@@ -136,8 +244,8 @@ class Publisher:
                 if ack is not None:
                     self._acked_at = self._clock.monotonic()
                     self._acked(ack, sent_ms)
-                return True
-        return False
+                return _End.ACKNOWLEDGED
+        raise AssertionError("unreachable: attempts do not end")
 
     async def _rebuild(self, generation: int) -> None:
         """Replace the producer, once for all destinations that failed with it."""
@@ -167,7 +275,9 @@ class Publisher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _continue(continuations: Sequence[_Continuations], *, is_acknowledged: bool) -> None:
-    for settle, lost in continuations:
-        function, argument = settle if is_acknowledged else lost
+def _continue(continuations: Sequence[_Continuations], end: _End) -> None:
+    for settle, lost, diverted in continuations:
+        function, argument = settle if end is _End.ACKNOWLEDGED else lost
+        if end is _End.SILENT and diverted is not None:
+            function, argument = diverted
         function(argument)

@@ -16,6 +16,7 @@ from typing import Final, Literal, cast
 
 from pydantic import ValidationError
 
+from contracts.artefacts import RUNS_CODE, digest_folder
 from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
 from workers.backends import new_backend
@@ -50,6 +51,7 @@ class LoadedModel:
             spec = ModelSpec.model_validate_json(model.spec)
         except ValidationError as exc:
             raise ModelLoadError(f"{model.key}: its spec cannot be read: {exc}") from exc
+        _check_artefacts(model, spec)
         backend = new_backend(spec.backend)
         try:
             backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
@@ -140,6 +142,26 @@ class LoadedModel:
             self.backend.close()
         except Exception:
             log.exception("%s failed while it was closed", self.spec.key)
+
+
+def _check_artefacts(model: ModelToLoad, spec: ModelSpec) -> None:
+    """Refuse to load what is not what was registered, and code that nobody allowed. Raises ModelLoadError."""
+    if spec.backend in RUNS_CODE and not model.allow_code:
+        raise ModelLoadError(
+            f"{model.key} would run code of its own ({RUNS_CODE[spec.backend]}), which its deployment does not allow: "
+            "say `allow_code: true` there if you trust it"
+        )
+    if not model.digest:
+        return
+    try:
+        found = digest_folder(Path(model.folder))
+    except OSError as exc:
+        raise ModelLoadError(f"{model.key}: {model.folder} cannot be read: {exc}") from exc
+    if found != model.digest:
+        raise ModelLoadError(
+            f"{model.key}: the files in {model.folder} are not those that were registered ({model.digest[:19]}… then, "
+            f"{found[:19]}… now): put them back, or give the new ones a version of their own"
+        )
 
 
 def _place(exc: BaseException) -> str:

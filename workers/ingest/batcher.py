@@ -19,8 +19,10 @@ from contracts.serving_specs import BatchingSpec
 from contracts.specs import ModelSpec
 from workers.draining.tombstones import Tombstones
 from workers.ingest import isolate, metrics
+from workers.ingest.alarm import Alarm
 from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery
+from workers.ingest.failures import Failures
 from workers.ingest.flight import Flight
 from workers.ingest.gate import Gate
 from workers.ingest.launcher import Launch, Launcher
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _EXPIRED = "the time to live ended before a batch took the request"
 _HOPELESS = "the time to live would have ended before the result"
-_TIMER_TOLERANCE = 0.0002
 _FULL = "the worker's queue is full; try again later"
 
 
@@ -72,14 +73,21 @@ class Batcher:
         self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, Flight] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._wake_at = math.inf
+        self._alarm = Alarm(self.pump)
         self._arrived_rows = 0
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
-        self._limit, self._rejects, self._largest = spec.max_queue_rows, False, spec.batching.max_batch_size
+        self._limit, self._rejects = spec.max_queue_rows, False
         self.queue = BatchQueue(per_key=spec.batching.order == "per_key" or spec.sequences is not None)
         self._gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
+        self._failures = Failures(
+            spec,
+            queue=self.queue,
+            policy=self._policy,
+            answers=self._responder,
+            suspects=suspects,
+            settle=self._settle,
+        )
         self._streams = Streams(
             slots=self._slots,
             clock=clock,
@@ -100,7 +108,6 @@ class Batcher:
         self._policy.configure(knobs)
         self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
         self._rejects = knobs.overflow == "reject"
-        self._largest = int(min(self._policy.buckets.top, self._policy.ceiling))
         self.look()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
@@ -111,7 +118,8 @@ class Batcher:
             self._responder.fail(delivery, Status.OVERLOADED, _FULL, retryable=True)
             return
         self._arrived_rows += delivery.rows
-        for part in split(delivery, self._largest) if delivery.rows > self._largest else (delivery,):
+        largest = self._policy.largest
+        for part in split(delivery, largest) if delivery.rows > largest else (delivery,):
             self.queue.put(part)
 
     def pump(self) -> None:
@@ -144,7 +152,7 @@ class Batcher:
 
     def latest_start(self) -> float:
         """When the most urgent of what waits must be launched to be in time."""
-        return self.queue.earliest_deadline - self._policy.table.p99(min(self.queue.rows, self._largest))
+        return self.queue.earliest_deadline - self._policy.table.p99(min(self.queue.rows, self._policy.largest))
 
     def launch_next(self) -> Launch:
         """Launch a batch if one is due."""
@@ -170,7 +178,7 @@ class Batcher:
 
     def run_alone(self, delivery: Delivery) -> None:
         """Run a suspect before anything else."""
-        parts = split(delivery, self._largest)
+        parts = split(delivery, self._policy.largest)
         for part in parts:
             part.lost, part.lost_alone, part.is_watched = delivery.lost, delivery.lost_alone, True
         self.queue.put_groups(isolate.singles(parts))
@@ -202,7 +210,7 @@ class Batcher:
             if isinstance(decision, Wait):
                 until = min(until, decision.until)
         if until < math.inf:
-            self._ask_again(now, until)
+            self._alarm.set(now, until)
             return Launch.KEPT
         return Launch.NONE
 
@@ -235,15 +243,6 @@ class Batcher:
             else:
                 living.append(delivery)
         return living
-
-    def _ask_again(self, now: float, until: float) -> None:
-        """Pump again at `until`; a timer that is set for about then already will do."""
-        if self._timer is not None:
-            if now < self._wake_at <= until + _TIMER_TOLERANCE:
-                return
-            self._timer.cancel()
-        self._wake_at = until
-        self._timer = asyncio.get_running_loop().call_later(max(until - now, 0.0), self.pump)
 
     def _launch(self, deliveries: list[Delivery], reason: str) -> bool:
         slot, sequence = self._launcher.acquire()
@@ -339,40 +338,12 @@ class Batcher:
         deliveries, rows = flight.open, flight.rows
         self._launcher.release(failed.slot)
         if failed.kind == "memory" and rows > 1:
-            self._learn_ceiling(rows)
-        if not deliveries or not self._is_trusted():
-            self._forget(deliveries)
-        elif len(deliveries) > 1:
-            self.queue.put_groups(isolate.halves(deliveries))
-        elif failed.kind == "error":
-            self._responder.poison(deliveries[0], f"the model failed on this request alone: {failed.message}")
-            self._settle(deliveries[0])
-        elif failed.kind == "output":
-            self._responder.fail(deliveries[0], Status.INTERNAL, failed.message)
-            self._settle(deliveries[0])
-        elif self._can_split(deliveries[0]):
-            self.queue.put_groups(isolate.singles(split(deliveries[0], self._largest)))
-        elif deliveries[0].memory_failures == 0:
-            deliveries[0].memory_failures = 1  # alone it may fit, now that what ran beside it is done
-            self.queue.put_groups([deliveries])
+            self._failures.out_of_memory(rows)
+        if deliveries and self._is_trusted():
+            self._failures.failed(deliveries, failed)
         else:
-            self._responder.retry(deliveries[0], "memory", failed.message)
-            self._settle(deliveries[0])
+            self._forget(deliveries)
         self.pump()
-
-    def _learn_ceiling(self, rows: int) -> None:
-        """Cut no batch as large as one that the device had no memory for."""
-        model = str(self._spec.key)
-        metrics.OUT_OF_MEMORY.labels(model).inc()
-        if self._policy.out_of_memory(rows):
-            self._largest = least = int(min(self._policy.buckets.top, self._policy.ceiling))
-            metrics.MEMORY_ROWS.labels(model).set(least)
-            self._suspects.journal.ceiling(self._spec.key, least)
-            log.warning("%s: no memory for a batch of %d rows; from now on at most %d", model, rows, least)
-
-    def _can_split(self, delivery: Delivery) -> bool:
-        """Whether a request that is too large for the device may be run in parts: not one whose rows are a sequence."""
-        return delivery.rows > self._largest and delivery.whole is None and not self._spec.batching.padding.offsets
 
     def _settle(self, delivery: Delivery) -> None:
         self._suspects.settled(delivery)
@@ -388,19 +359,7 @@ class Batcher:
                 self._forget(flight.open)
                 continue
             self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
-            self._try_alone(flight.open)
-
-    def _try_alone(self, deliveries: list[Delivery]) -> None:
-        """Queue suspects, each by itself, and put aside those that had their chances."""
-        guilty = [d for d in deliveries if isolate.is_poison(d.lost, d.lost_alone)]
-        self.queue.put_groups(isolate.singles([d for d in deliveries if d not in guilty]))
-        for delivery in guilty:
-            text = (
-                f"the engine ended {delivery.lost} times while it ran this request, {delivery.lost_alone} times alone"
-            )
-            delivery.request.lost = delivery.lost
-            self._responder.poison(delivery, text)
-            self.queue.settled(delivery)
+            self._failures.try_alone(flight.open)
 
     def _forget(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -417,5 +376,4 @@ class Batcher:
 
     def stop(self) -> None:
         """Cut no further batch."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders, SequenceStep
+from contracts.names import DEFAULT_TENANT
 from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 
@@ -69,14 +70,23 @@ class Place(NamedTuple):
     run: str
 
 
+def tenant_of(origin: Origin) -> str:
+    """The tenant in whose folder a request's payloads lie; the intake has seen to it that it is a name."""
+    for name, value in origin.record.headers:
+        if name == "tenant" and value:
+            return str(value.decode())
+    return DEFAULT_TENANT
+
+
 class Delivery:
     """A request that fits its model, with everything needed to run it, run it again and answer it.
 
     `taken`, `deadline` and `launched` are seconds on the worker's monotonic clock; `launches` counts how often it was
     given to an engine, `lost` how often that ended with the engine or the worker, `lost_alone` how often so while it
-    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care. `urgency`
-    is where it stands in its line: the queue's own. `stream` says that its caller takes parts. `whole` is the request
-    of which it is part number `part`, None when the request was not split.
+    was alone in there. `is_journaled` says that its next launch is, `is_watched` that it was taken with care,
+    `is_remote` that data of its inputs is still to be read from a store. `urgency` is where it stands in its line: the
+    queue's own. `stream` says that its caller takes parts. `whole` is the request of which it is part number `part`,
+    None when the request was not split.
     """
 
     __slots__ = (
@@ -85,6 +95,7 @@ class Delivery:
         "deadline",
         "inputs",
         "is_journaled",
+        "is_remote",
         "is_watched",
         "lane",
         "launched",
@@ -118,6 +129,7 @@ class Delivery:
         lane: int = NORMAL,
         stream: bool = False,
         sequence: SequenceStep | None = None,
+        is_remote: bool = False,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
@@ -130,6 +142,7 @@ class Delivery:
         self.lane = lane
         self.stream = stream
         self.sequence = sequence
+        self.is_remote = is_remote
         self.urgency = deadline
         self.whole: Whole | None = None
         self.part = 0

@@ -53,6 +53,13 @@ class Batches(Protocol):
         """Forget what was not begun, or, of what takes several steps, even what was."""
 
 
+class Serving(Batches, Protocol):
+    """What takes deliveries, suspects too."""
+
+    def run_alone(self, delivery: Delivery) -> None:
+        """Run a suspect before anything else."""
+
+
 class Drain(TopicDrain):
     """The partitions of one request topic that this worker owns."""
 

@@ -17,8 +17,10 @@ from contracts.errors import ConfigurationError, InvalidRequest, ModelLoadError,
 from contracts.messages import RequestBody, RequestHeaders, SequenceStep
 from contracts.names import ModelVersion
 from contracts.plans import Plan
+from contracts.tensors import Tensor
 from workers.ingest.delivery import Leg
-from workers.ingest.fusion import FusedAnswers, FusedModel, Fusion
+from workers.ingest.fused_answers import FusedAnswers
+from workers.ingest.fusion import FusedModel, Fusion
 from workers.ingest.intake import Intake
 from workers.ingest.served_model import Served, Surroundings
 from workers.ingest.validate import Checked, Validator
@@ -60,8 +62,9 @@ class FusedPipeline(Served):
         self.fusion.models = {
             model.key: FusedModel(Validator(model.spec), self._batcher(model, answers)) for model in models
         }
-        intake = _Intake(plan.pipeline, _AnyInputs(), self.responder, around.clock, around.broker_time)
-        self._serve(intake, self.fusion)
+        anything = _AnyInputs()
+        intake = _Intake(plan.pipeline, anything, self.responder, around.clock, around.broker_time)
+        self._serve(intake, self.fusion, anything, keeps_order=False)
 
 
 class _Intake(Intake):
@@ -82,4 +85,7 @@ class _AnyInputs:
 
     def check(self, body: RequestBody) -> Checked:
         """Nothing is wrong yet."""
-        return Checked(body.inputs, 1, None)
+        return Checked(body.inputs, 1, None, any(tensor.ref is not None for tensor in body.inputs))
+
+    def check_content(self, inputs: tuple[Tensor, ...]) -> None:
+        """Nor when its bytes are there."""

@@ -29,7 +29,7 @@ from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
-from workers.ingest.delivery import Delivery, Leg, Origin, Place
+from workers.ingest.delivery import Delivery, Leg, Origin
 from workers.ingest.fused_job import FusedJob
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import RETRIED
@@ -218,7 +218,7 @@ class Fusion:
 
     def succeeded(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """A step has its outputs, views of a slot: what is needed of them is copied before this returns."""
-        step = _step(delivery)
+        step = step_of(delivery)
         run, ask = step.run, step.ask
         if run.is_over:
             return
@@ -233,7 +233,7 @@ class Fusion:
 
     def failed(self, delivery: Delivery, failure: Failure, receipt: Receipt) -> None:
         """A step has no outputs."""
-        step = _step(delivery)
+        step = step_of(delivery)
         run = step.run
         if run.is_over or self._leaves(run):
             return
@@ -252,7 +252,7 @@ class Fusion:
 
     def retry(self, delivery: Delivery, failure: Failure, receipt: Receipt) -> None:
         """A step failed for a reason that passes."""
-        step = _step(delivery)
+        step = step_of(delivery)
         if not step.run.is_over and not self._put_off(step):
             self.failed(delivery, failure, receipt)
 
@@ -345,65 +345,10 @@ class Fusion:
                 run.request.origin.claim.dropped()
         if leaving:
             for model in self.models.values():
-                model.batcher.drop(lambda step: _step(step).is_over)
+                model.batcher.drop(lambda step: step_of(step).is_over)
 
 
-class FusedAnswers:
-    """What the batcher of one model says about steps."""
-
-    def __init__(self, fusion: Fusion, device: Callable[[], str], worker: str) -> None:
-        self._fusion = fusion
-        self._device = device
-        self._worker = worker
-
-    @property
-    def device(self) -> str:
-        """Where the engine says it runs."""
-        return self._device()
-
-    @property
-    def has_room(self) -> bool:
-        """What a step yields stays here: its parts are joined."""
-        return True
-
-    def count_successes(self) -> None:
-        """Steps are no responses."""
-
-    def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
-        """No step asks for parts."""
-        return False
-
-    def succeed(
-        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
-    ) -> None:
-        """A step has its outputs."""
-        self._fusion.succeeded(delivery, outputs, receipt)
-
-    def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
-        """A step failed."""
-        failure = Failure(status, message, _step(delivery).ask.node, retryable)
-        self._fusion.failed(delivery, failure, self._receipt(delivery))
-
-    def retry(self, delivery: Delivery, reason: str, message: str) -> None:
-        """A step failed for a reason that passes."""
-        failure = Failure(Status.INTERNAL, message, _step(delivery).ask.node, retryable=True)
-        self._fusion.retry(delivery, failure, self._receipt(delivery))
-
-    def poison(self, delivery: Delivery, message: str) -> None:
-        """A step cannot be run."""
-        self.fail(delivery, Status.POISON, message)
-
-    def _receipt(self, delivery: Delivery) -> Receipt:
-        return Receipt(
-            worker=self._worker,
-            device=self.device,
-            attempt=delivery.origin.attempt,
-            queued_us=delivery.queued_us,
-            batched_us=delivery.batched_us,
-        )
-
-
-def _step(delivery: Delivery) -> FusedStep:
+def step_of(delivery: Delivery) -> FusedStep:
     step = delivery.origin.leg
     assert isinstance(step, FusedStep)  # noqa: S101 - nothing else is queued here
     return step

@@ -103,6 +103,7 @@ class Intake:
             lane=LANES[headers.priority],
             stream=headers.stream and headers.hop is None,
             sequence=headers.sequence,
+            is_remote=checked.is_remote,
         )
 
     def _check_model(self, headers: RequestHeaders) -> None:

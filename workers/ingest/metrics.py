@@ -23,5 +23,6 @@ SUSPECTS = telemetry.counter("worker_suspects", "Records taken with care, since 
 JOURNAL_GAPS = telemetry.counter("worker_journal_gaps", "Times that launches could not be journaled.")
 OUT_OF_MEMORY = telemetry.counter("worker_out_of_memory", "Batches that the device had no memory for.", "model")
 MEMORY_ROWS = telemetry.gauge("worker_memory_rows", "Rows in a batch that the device has memory for.", "model")
+PAYLOADS = telemetry.counter("worker_payload_bytes", "Bytes of tensors read from the store, and written.", "direction")
 RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
 FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")

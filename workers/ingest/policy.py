@@ -185,6 +185,11 @@ class Policy:
         return True
 
     @property
+    def largest(self) -> int:
+        """Rows in a batch that the model and the memory of its device allow; what is larger runs in parts."""
+        return int(min(self.buckets.top, self.ceiling))
+
+    @property
     def cap(self) -> int:
         """Rows in a batch, at most."""
         return int(min(self.buckets.top, self.guard.cap, self.ceiling))

@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from contracts import topics
+from contracts.adapters.kafka import Outgoing
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
 from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
 from contracts.errors import RequestError
-from contracts.messages import ErrorDetail, Receipt, ResponseBody, Status, status_of
+from contracts.messages import DEFAULT_TTL_MS, ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
+from contracts.payloads import URL_VARIABLE
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
-from workers.ingest.delivery import Delivery, Origin, Place
+from workers.ingest.delivery import Delivery, Origin, Place, tenant_of
+from workers.ingest.large_results import LargeResults
 
 if TYPE_CHECKING:
     from workers.ingest.onward import Onward
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
 _MAX_REASON = 1024
+_UNDELIVERED_DELAY = 1  # 30 s by default: a partition that takes nothing is not back at once
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
 
 
@@ -62,6 +66,8 @@ class Responder:
         """Where the engine says it runs; stands in receipts."""
         self.onward: Onward
         """Takes what ends a step of a pipeline's job."""
+        self.large_results: LargeResults | None = None
+        """Where results go that do not fit into a record; without it they end as INTERNAL."""
 
     @property
     def has_room(self) -> bool:
@@ -79,8 +85,7 @@ class Responder:
         index = 0 if place is None else place.number
         body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt, index=index))
         if len(body) > MAX_RESPONSE_BYTES:
-            text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
-            self.fail(delivery, Status.INTERNAL, text)
+            self._succeed_by_reference(delivery, body, place)
         else:
             self._succeeded += 1
             self._reply(delivery.origin, Status.OK, body, place)
@@ -96,6 +101,24 @@ class Responder:
             headers = encode_stream_headers(request_id, Status.PARTIAL, reply.token, index=index, run=place.run)
             self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing)
         return True
+
+    def _succeed_by_reference(self, delivery: Delivery, body: bytes, place: Place | None) -> None:
+        if self.large_results is None:
+            text = f"the result is {len(body)} bytes, above the limit of {MAX_RESPONSE_BYTES}; ask for fewer rows"
+            self.fail(
+                delivery, Status.INTERNAL, f"{text}, or give these workers a store for large ones: {URL_VARIABLE}"
+            )
+            return
+        origin = delivery.origin
+
+        def stored(small: bytes) -> None:
+            _counters[Status.OK].inc()
+            self._reply(origin, Status.OK, small, place)
+
+        def failed(why: str) -> None:
+            self.fail(delivery, Status.INTERNAL, why, retryable=True)
+
+        self.large_results.put(body, tenant_of(origin), MAX_RESPONSE_BYTES, stored, failed)
 
     def count_successes(self) -> None:
         """Bring the metric up to date: once per batch, since one increment costs as much as encoding a response."""
@@ -242,9 +265,36 @@ class Responder:
                 )
             settle = (origin.claim.answered, origin.record.offset)
             lost = (self._lost, origin)
-            self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost)
+            # A request that ends engines is not run again for the sake of its answer.
+            diverted = None if status is Status.POISON else (self._divert, (origin, (body, headers)))
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost, diverted)
         else:
             self._bury(origin, "unroutable", f"{reply.topic} is no reply topic", self._settle(origin))
+
+    def _divert(self, undelivered: tuple[Origin, Outgoing]) -> None:
+        """The reply partition takes nothing: have the request carried out again later, whatever its answer is then."""
+        (origin, response), record = undelivered, undelivered[0].record
+        ttl = dict(record.headers).get("ttl", b"%d" % DEFAULT_TTL_MS)
+        waited_ms = max(0, self._clock.unix_ms() - record.timestamp)
+        headers = retry_headers(
+            record.headers,
+            attempt=origin.attempt,
+            left_ms=(int(ttl) if ttl.isdigit() else DEFAULT_TTL_MS) - waited_ms,
+            reason="undelivered",
+            message="the partition that the response is for takes nothing",
+            source=f"{record.topic}/{record.partition}/{record.offset}",
+            first_ms=record.timestamp,
+        )
+        metrics.RETRIES.labels("undelivered").inc()
+        address = origin.reply
+        assert address is not None  # noqa: S101 - there was a response to be published
+        settle = (origin.claim.answered, record.offset)
+
+        def wait(_: object) -> None:  # there is no retry topic: the response stays here until it gets through
+            self._publisher.publish(address.topic, address.partition, response, settle, (self._lost, origin))
+
+        copy = (record.value, headers, record.key or origin.request_id.encode())
+        self._publisher.publish(self._retry_topic, _UNDELIVERED_DELAY, copy, settle, (wait, None))
 
     def _lost(self, origin: Origin) -> None:
         self._bury(origin, "unroutable", "the reply topic or its partition does not exist", self._settle(origin))

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from contracts import topics
 from contracts.adapters.journal import Journal
@@ -30,12 +30,13 @@ from workers.draining.courier import Courier
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
+from workers.ingest.arrivals import Arrivals, Content, Store
 from workers.ingest.batcher import Batcher
-from workers.ingest.delivery import Delivery
-from workers.ingest.drain import Batches, Drain
+from workers.ingest.drain import Drain, Serving
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
+from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import Onward
 from workers.ingest.responder import Responder
@@ -68,13 +69,8 @@ class Surroundings(NamedTuple):
     launcher: Launcher
     send: Callable[[Batch | Continue | Forget], None]
     is_trusted: Callable[[], bool]
-
-
-class Serving(Batches, Protocol):
-    """What takes deliveries, suspects too."""
-
-    def run_alone(self, delivery: Delivery) -> None:
-        """Run a suspect before anything else."""
+    store: Store
+    large_results: LargeResults | None
 
 
 class Served:
@@ -93,13 +89,23 @@ class Served:
         self._batchers: list[Batcher] = []
         self.drain: Drain
 
-    def _serve(self, intake: Intake, batches: Serving) -> None:
+    def _serve(self, intake: Intake, batches: Serving, validator: Content, *, keeps_order: bool) -> None:
         around = self._around
+        self._arrivals = arrivals = Arrivals(
+            batches,
+            store=around.store,
+            validator=validator,
+            responder=self.responder,
+            suspects=self._suspects,
+            clock=around.clock,
+            is_trusted=around.is_trusted,
+            keeps_order=keeps_order,
+        )
         self.drain = Drain(
             self.topic,
             self._reader,
             intake=intake,
-            batcher=batches,
+            batcher=arrivals,
             settings=around.settings.worker,
             may_take=around.is_trusted,
             suspects=self._suspects,
@@ -110,7 +116,7 @@ class Served:
             ("commit", self.drain.commit_loop),
             ("grow", self._growth_loop),
             ("clear", lambda: self._suspects.clear_loop(around.launcher.pump)),
-            ("careful", lambda: self._suspects.careful_loop(intake, batches.run_alone)),
+            ("careful", lambda: self._suspects.careful_loop(intake, arrivals.run_alone)),
             ("forward", self._forwarder.loop),
         ]
 
@@ -145,6 +151,7 @@ class Served:
             clock=around.clock,
             retry_delays=around.settings.worker.retry_delays_seconds,
         )
+        responder.large_results = around.large_results
         responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
         return responder
 
@@ -190,8 +197,9 @@ class Served:
         await self.drain.quiet()
         await loops.join(f"poll {self.key}", _QUIET_SECONDS)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""
+        await self._arrivals.stop()
         for batcher in self._batchers:
             batcher.stop()
             self._suspects.stop(batcher.in_flight)
@@ -206,5 +214,7 @@ class ServedModel(Served):
 
     def __init__(self, model: RegisteredModel, around: Surroundings) -> None:
         super().__init__(model.key, model.digest, around)
-        intake = Intake(model.key, Validator(model.spec), self.responder, around.clock, around.broker_time)
-        self._serve(intake, self._batcher(model, self.responder))
+        validator = Validator(model.spec)
+        intake = Intake(model.key, validator, self.responder, around.clock, around.broker_time)
+        order = model.spec.batching.order
+        self._serve(intake, self._batcher(model, self.responder), validator, keeps_order=order == "per_key")

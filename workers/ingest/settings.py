@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from contracts.retries import DELAYS_SECONDS
-from contracts.settings import HeadraceSettings, LeaseSettings, register_settings
+from contracts.settings import BlobSettings, HeadraceSettings, LeaseSettings, register_settings
 from workers.draining.settings import DrainGroup
 
 
@@ -31,3 +31,4 @@ class WorkerSettings(HeadraceSettings):
 
     lease: LeaseSettings = LeaseSettings()
     worker: WorkerGroup = WorkerGroup()
+    blobs: BlobSettings = BlobSettings()

@@ -28,6 +28,8 @@ class Checked(NamedTuple):
     inputs: tuple[Tensor, ...]
     rows: int
     batch_key: Hashable
+    is_remote: bool = False
+    """Whether data is missing: `check_content` is still to come when it is there."""
 
 
 class Validator:
@@ -45,7 +47,7 @@ class Validator:
     def check(self, body: RequestBody) -> Checked:
         """Return what the batcher needs; raises InvalidRequest."""
         inputs = self._in_order(body.inputs)
-        rows = inputs[0].rows
+        rows, is_remote = inputs[0].rows, False
         for tensor, (spec, datatype, tail, row_bytes) in zip(inputs, self._expected, strict=True):
             # Nearly every tensor is exactly what fixed shapes promise; only others are asked what is wrong with them.
             if (
@@ -55,18 +57,28 @@ class Validator:
                 or len(tensor.data) != rows * row_bytes
             ):
                 self._check_tensor(tensor, spec, rows)
+                is_remote |= tensor.ref is not None
         if not 1 <= rows <= self._max_rows:
             msg = f"{rows} rows; {self._spec.key} takes 1 to {self._max_rows} in a request"
             raise InvalidRequest(msg)
-        if self._reject_nan:
+        if self._reject_nan and not is_remote:
             self._check_finite(inputs)
         if self._fixed and not body.parameters:
-            return Checked(inputs, rows, None)
+            return Checked(inputs, rows, None, is_remote)
         shapes = tuple(tensor.shape[1:] for tensor in inputs)
         if self._lengths:
             tails = (expected[2] for expected in self._expected)
             shapes = tuple(padded_tail(tail, shape, self._lengths) for tail, shape in zip(tails, shapes, strict=True))
-        return Checked(inputs, rows, (shapes, _parameters_key(body.parameters)))
+        return Checked(inputs, rows, (shapes, _parameters_key(body.parameters)), is_remote)
+
+    def check_content(self, inputs: tuple[Tensor, ...]) -> None:
+        """The rest of `check` for a request whose data came later; raises InvalidRequest."""
+        for tensor in inputs:
+            fault = check_tensor(tensor)
+            if fault:
+                raise InvalidRequest(fault)
+        if self._reject_nan:
+            self._check_finite(inputs)
 
     def check_step(self, step: SequenceStep | None) -> None:
         """Raise InvalidRequest for a step of a sequence where there are none, or for none where there must be one."""

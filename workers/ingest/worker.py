@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.adapters.assignments import Assignments
+from contracts.adapters.blobs import Blobs, ByteBudget
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.journal import Journal
 from contracts.adapters.kafka import Producer
@@ -23,6 +24,7 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
+from contracts.emissions import MAX_RECORD_BYTES
 from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound
 from contracts.names import ModelVersion
 from contracts.plans import Plan
@@ -30,13 +32,16 @@ from contracts.pool import Lease
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.large_hops import LargeHops
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
+from workers.ingest.arrivals import Store
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.fused_pipeline import FusedPipeline, plan_of
+from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.served_model import Served, ServedModel, Surroundings
 from workers.ingest.settings import WorkerSettings
@@ -109,6 +114,8 @@ class Worker:
             msg = f"the pool knows no lease {self._lease_id} with our token"
             raise LeaseLost(msg)
         known = await self._registry.snapshot()
+        deployment = known.deployments.get(ModelVersion.parse(lease.deployment))
+        self._allow_code = deployment is not None and deployment.allow_code
         missing = [name for name in lease.models if ModelVersion.parse(name) not in known.models]
         if missing:
             msg = f"{missing[0]} is leased but not registered; apply it again"
@@ -121,6 +128,8 @@ class Worker:
         self._launcher = Launcher(self._slots, self._clock, self._may_launch)
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._launcher.pump)
+        self._blobs = blobs = Blobs.from_settings(self._settings.blobs)
+        self._large_results = None if blobs is None else LargeResults(blobs, self._publisher)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
         self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
         tombstones = Tombstones(Cancels(self._redis), self._clock)
@@ -140,6 +149,8 @@ class Worker:
             launcher=self._launcher,
             send=self._link.send,
             is_trusted=lambda: self._tenure.is_trusted,
+            store=Store(self._blobs, ByteBudget(self._settings.blobs.in_flight_bytes), self._slots.input_bytes),
+            large_results=self._large_results,
         )
         if plan is None:
             self._served = [ServedModel(model, around) for model in models]
@@ -164,7 +175,7 @@ class Worker:
         outputs = max(region_bytes(spec, spec.outputs) for spec in specs)
         self._slots = SlotFile.create(slots_path(self._lease_id), SLOT_COUNT, inputs, outputs)
         load = Load(
-            models=tuple(ModelToLoad(str(model.key), model.spec.model_dump_json(), model.uri) for model in models),
+            models=tuple(map(self._to_load, models)),
             slots_path=str(self._slots.path),
             slot_count=SLOT_COUNT,
             input_bytes=inputs,
@@ -174,9 +185,20 @@ class Worker:
         )
         self._link = EngineLink(self._run_dir / f"{self._lease_id}.sock", str(self._token), load, self)
 
+    def _to_load(self, model: RegisteredModel) -> ModelToLoad:
+        spec = model.spec.model_dump_json()
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, self._allow_code)
+
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix
-        return Courier(self._publisher, self._clock, prefix=prefix, partition_of=self._plans.partition_of)
+        courier = Courier(self._publisher, self._clock, prefix=prefix, partition_of=self._plans.partition_of)
+        if self._blobs is not None:
+            limit = self._settings.blobs.claim_check_bytes
+            courier.large_hops = LargeHops(
+                self._blobs, self._publisher, record_bytes=MAX_RECORD_BYTES, tensor_bytes=limit
+            )
+        self._large_hops = courier.large_hops
+        return courier
 
     def _may_launch(self) -> bool:
         return self._publisher.has_room and self._link.is_ready and self._tenure.is_trusted
@@ -255,13 +277,18 @@ class Worker:
         if self._started:
             await self._tenure.stop()
             await self._plans.stop()
+            for large in (self._large_results, self._large_hops):
+                if large is not None:
+                    await large.stop()
             await self._publisher.stop()
             for served in self._served:
-                served.stop()
+                await served.stop()
             await suspects.close_in_peace(self._journal)
             await self._link.stop()
             await asyncio.gather(*(served.close() for served in self._served), self._producer.close())
             self._slots.close()
+            if self._blobs is not None:
+                self._blobs.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
 

@@ -5,7 +5,7 @@ import pytest
 from contracts.adapters.leases import Leases
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
-from contracts.errors import TransportError
+from contracts.errors import ConfigurationError, TransportError
 from contracts.names import ModelVersion
 from contracts.pool import Demand
 from contracts.specs import DeploymentSpec, ModelSpec, RouteSpec, TensorSpec, WorkersSpec
@@ -44,9 +44,16 @@ async def test_the_revision_rises_only_with_a_real_change(redis: RedisDoor) -> N
     assert not await registry.put_models([model(1)])
     assert not await registry.delete_deployment(DIGITS)
     assert await registry.revision() == 1
-    assert await registry.delete_model(ModelVersion("digits", 1))
+    assert await registry.put_route("digits", RouteSpec(default=1))
+    assert await registry.delete_route("digits")
     assert not await registry.delete_route("digits")
-    assert await registry.revision() == 2
+    assert await registry.revision() == 3
+
+
+@pytest.mark.parametrize("name", ["digits.1", "a..b", "Digits"])
+async def test_no_route_has_a_name_that_no_model_can_have(name: str, redis: RedisDoor) -> None:
+    with pytest.raises(ConfigurationError, match="no valid model name"):
+        await Registry(redis).put_route(name, RouteSpec(default=1))
 
 
 async def test_concurrent_writers_never_share_a_revision(redis: RedisDoor) -> None:

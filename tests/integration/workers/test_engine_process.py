@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contracts.artefacts import digest_folder
 from tests.engine_process import MODELS, TOKEN, BatchFailed, EngineProcess, python_model, rows_of
 from tests.helpers import wait_until_sync
 from workers.engine.__main__ import ENDED, NO_INGEST, NOT_LOADED, connect
@@ -329,3 +331,39 @@ def test_the_digit_models_are_served(version: int) -> None:
         assert isinstance(failed, Failed)
         assert (failed.sequence, failed.kind) == (answer.sequence, "error")
         assert "InvalidArgument" in failed.message
+
+
+def test_files_other_than_those_registered_are_not_loaded(tmp_path: Path) -> None:
+    folder = python_model(tmp_path / "1", MOODY)
+    digest = digest_folder(folder)
+    with EngineProcess(folder, digest=digest) as engine:
+        assert isinstance(engine.start(), Ready)
+    (folder / "model.py").write_text(MOODY + "\n# one line more\n")
+    with EngineProcess(folder, digest=digest) as engine:
+        answer = engine.start()
+        assert isinstance(answer, LoadFailed)
+        assert "are not those that were registered" in answer.message
+        assert engine.wait() == NOT_LOADED
+
+
+def test_bytecode_that_was_left_beside_the_sources_is_not_run(tmp_path: Path) -> None:
+    folder = python_model(tmp_path / "1", MOODY)
+    source = folder / "model.py"
+    stat = source.stat()
+    source.write_text("raise SystemExit('planted')".ljust(stat.st_size))
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    py_compile.compile(str(source))  # as if by the source that is there: same size, same time
+    source.write_text(MOODY)
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with EngineProcess(folder, digest=digest_folder(folder)) as engine:
+        assert isinstance(engine.start(), Ready)
+
+
+def test_code_that_the_deployment_does_not_allow_is_not_loaded(tmp_path: Path) -> None:
+    folder = python_model(tmp_path / "1", "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n" + MOODY)
+    with EngineProcess(folder, allow_code=False) as engine:
+        answer = engine.start()
+        assert isinstance(answer, LoadFailed)
+        assert "allow_code: true" in answer.message
+        assert engine.wait() == NOT_LOADED
+    assert not (folder / "ran").exists()

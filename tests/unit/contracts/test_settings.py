@@ -38,7 +38,7 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_relations_between_fields_are_checked() -> None:
-    with pytest.raises(ValueError, match="three times renew_seconds"):
+    with pytest.raises(ValueError, match="three times the renew interval"):
         LeaseSettings(ttl_seconds=10, renew_seconds=5)
     with pytest.raises(ValueError, match="never trusts"):
         LeaseSettings(ttl_seconds=15, renew_seconds=5, margin_seconds=10)

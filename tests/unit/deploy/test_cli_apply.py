@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.adapters.registry import RegisteredModel, RegistryState
+from contracts.artefacts import digest_folder
 from contracts.errors import ConfigurationError
 from contracts.names import ModelVersion
 from contracts.specs import DeploymentSpec, FleetSpec, ModelSpec, RouteSpec
 from deploy.cli.changes import changes
-from deploy.cli.repository import digest_folder, read_fleet
+from deploy.cli.repository import read_fleet
 
 DIGITS = ModelVersion("digits", 1)
 _tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}

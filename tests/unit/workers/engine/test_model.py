@@ -191,7 +191,9 @@ class Model:
         return {"y": inputs["x"] + self.offset}
 """
     folder = python_model(tmp_path / "made-up" / "1", code)
-    loaded = LoadedModel.load(ModelToLoad("made-up@1", spec_in(folder).model_dump_json(), str(folder)), slots, 2)
+    loaded = LoadedModel.load(
+        ModelToLoad("made-up@1", spec_in(folder).model_dump_json(), str(folder), allow_code=True), slots, 2
+    )
     answer = loaded.run(batch_in(slots))
     assert isinstance(answer, Done)
     got = read_inputs(slots.output(1), answer.outputs)["y"]

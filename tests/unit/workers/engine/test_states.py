@@ -39,7 +39,9 @@ def slots(tmp_path: Path) -> Any:
 def model(tmp_path: Path, slots: SlotFile) -> Iterator[LoadedModel]:
     folder = python_model(tmp_path / "model", CODE, sequences={})
     spec = spec_in(folder)
-    loaded = LoadedModel.load(ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder)), slots, 1)
+    loaded = LoadedModel.load(
+        ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder), allow_code=True), slots, 1
+    )
     yield loaded
     loaded.close()
 

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from contracts.adapters.blobs import Blobs
+from contracts.names import ModelVersion
+from contracts.plans import Answer, Ask, Emission, Part
+from contracts.settings import BlobSettings
+from contracts.tensors import Tensor
+from workers.draining.large_hops import LargeHops
+from workers.draining.publisher import Publisher
+
+RECORD, TENSOR = 100_000, 40_000
+
+
+class Held:
+    """Counts the bytes that are under way."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def hold(self, size: int) -> None:
+        self.bytes += size
+
+    def release(self, size: int) -> None:
+        self.bytes -= size
+
+
+def tensor(name: str, size: int) -> Tensor:
+    return Tensor.from_numpy(name, np.arange(size, dtype=np.uint8).reshape(1, -1))
+
+
+def ask(*inputs: Tensor, carried: int = 0) -> Ask:
+    env = {"input.page": tensor("input.page", carried)}
+    return Ask("detect", (), ModelVersion("detect", 1), inputs, env, {})
+
+
+def hops(url: str, held: Held) -> tuple[LargeHops, Blobs]:
+    blobs = Blobs(BlobSettings(url=url))
+    return LargeHops(blobs, cast("Publisher", held), record_bytes=RECORD, tensor_bytes=TENSOR), blobs
+
+
+async def carried_out(large: LargeHops, emission: Emission) -> Emission | str:
+    found: asyncio.Future[Emission | str] = asyncio.get_running_loop().create_future()
+    large.put(emission, "", found.set_result, lambda _, why: found.set_result(why))
+    result = await found
+    await asyncio.sleep(0)  # its task ends
+    return result
+
+
+async def test_inputs_above_the_limit_are_stored_and_the_carried_values_stay(tmp_path: Path) -> None:
+    held = Held()
+    large, blobs = hops(tmp_path.as_uri(), held)
+    emission = ask(tensor("picture", 90_000), tensor("small", 10), carried=20_000)
+    assert large.concerns(emission)
+
+    small = await carried_out(large, emission)
+
+    assert isinstance(small, Ask)
+    assert [one.ref is not None for one in small.inputs] == [True, False]
+    assert bytes(small.carried["input.page"].data) == bytes(emission.carried["input.page"].data)
+    assert not large.concerns(small)
+    (picture, _) = await blobs.restore(small.inputs)
+    assert bytes(picture.data) == bytes(emission.inputs[0].data)
+    assert held.bytes == 0
+    blobs.close()
+
+
+async def test_tensors_that_only_together_are_too_large_are_stored_until_the_rest_fits(tmp_path: Path) -> None:
+    large, blobs = hops(tmp_path.as_uri(), Held())
+    emission = ask(tensor("a", 35_000), tensor("b", 34_000), carried=40_000)
+    assert large.concerns(emission)
+
+    small = await carried_out(large, emission)
+
+    assert isinstance(small, Ask)
+    assert [one.ref is not None for one in small.inputs] == [True, False]
+    blobs.close()
+
+
+async def test_a_job_s_outputs_may_be_references_too(tmp_path: Path) -> None:
+    large, blobs = hops(tmp_path.as_uri(), Held())
+    small = await carried_out(large, Answer(outputs=(tensor("image", 50_000),)))
+    assert isinstance(small, Answer)
+    assert small.outputs[0].ref is not None
+    blobs.close()
+
+
+def test_what_fits_and_what_others_look_into_is_left_alone(tmp_path: Path) -> None:
+    large, blobs = hops(tmp_path.as_uri(), Held())
+    assert not large.concerns(ask(tensor("a", 39_000), carried=50_000))
+    assert not large.concerns(ask(carried=2 * RECORD))  # stays too large, and fails its step
+    part: dict[str, Any] = {"step.a": tensor("step.a", 2 * RECORD)}
+    assert not large.concerns(Part("join", (), "step", "value", part))
+    blobs.close()
+
+
+async def test_a_store_that_cannot_be_written_is_a_reason_and_nothing_stays_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.draining.large_hops._PAUSES_SECONDS", (0.001,))
+    (tmp_path / "file").write_text("in the way")
+    held = Held()
+    large, blobs = hops((tmp_path / "file").as_uri(), held)
+
+    why = await carried_out(large, ask(tensor("picture", 90_000)))
+
+    assert isinstance(why, str)
+    assert "could not be stored" in why
+    assert held.bytes == 0
+    blobs.close()
+
+
+async def test_a_worker_that_stops_gives_up_what_is_not_stored(tmp_path: Path) -> None:
+    held = Held()
+    large, blobs = hops(tmp_path.as_uri(), held)
+    large.put(ask(tensor("picture", 90_000)), "", lambda _: None, lambda _, __: None)
+    assert held.bytes == 90_000
+    await large.stop()
+    assert held.bytes == 0
+    blobs.close()

@@ -1,0 +1,143 @@
+"""The publisher over a producer in the test's hand: destinations that take nothing, and those beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from contracts.adapters.kafka import Ack, AckUnknown
+from tests.helpers import FakeClock, wait_until
+from workers.draining import publisher as module
+from workers.draining.publisher import BUFFER_BYTES, DESTINATION_BYTES, Publisher
+
+MIB = 1024 * 1024
+
+
+class HeldProducer:
+    """Acknowledges at once, but for partitions that are held: those fail when the test says that their time is over."""
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+        self.sent: dict[int, list[bytes]] = defaultdict(list)
+        self.over: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def publish_many(
+        self, topic: str, partition: int, records: Sequence[Any], *, timeout_seconds: float
+    ) -> Ack | None:
+        if partition in self.held:
+            await self.over[partition].wait()
+            self.over[partition].clear()
+            raise AckUnknown("no acknowledgement in time")
+        self.sent[partition] += [record[0] for record in records]
+        return Ack(topic, partition, 0, 0)
+
+    async def rebuild(self) -> None:
+        pytest.fail("one silent partition is no reason to replace the producer")
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.producer, self.clock = HeldProducer(), FakeClock()
+        self.progress = 0
+        self.publisher = Publisher(self.producer, self.clock, lambda *_: None, self._count)  # type: ignore[arg-type]
+        self.settled: list[bytes] = []
+        self.diverted: list[bytes] = []
+
+    def _count(self) -> None:
+        self.progress += 1
+
+    def publish(self, partition: int, body: bytes, *, may_divert: bool = True) -> None:
+        lost = (lambda _: pytest.fail("it was lost"), None)
+        diverted = (self.diverted.append, body) if may_divert else None
+        self.publisher.publish("replies", partition, (body, []), (self.settled.append, body), lost, diverted)
+
+    async def turn(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.publisher.stop()
+
+
+async def test_a_stalled_destination_keeps_a_quarter_of_the_buffer_and_the_others_go_on(bench: Bench) -> None:
+    bench.producer.held.add(0)
+    for _ in range(17):
+        bench.publish(0, bytes(MIB))
+    await bench.turn()
+    assert not bench.diverted  # a moment's delay is no reason
+    bench.clock.advance(2)
+    for _ in range(200):
+        bench.publish(0, bytes(MIB))
+    assert len(bench.diverted) == 200
+    assert bench.publisher.waiting_bytes <= DESTINATION_BYTES + MIB < BUFFER_BYTES
+    assert bench.publisher.has_room
+    bench.publish(1, b"other")
+    await wait_until(lambda: b"other" in bench.settled)
+
+
+async def test_a_busy_destination_may_have_the_whole_buffer(bench: Bench) -> None:
+    for _ in range(40):
+        bench.publish(0, bytes(MIB))
+    assert bench.publisher.waiting_bytes == 40 * MIB
+    await wait_until(lambda: len(bench.settled) == 40)
+    assert (bench.diverted, bench.publisher.waiting_bytes) == ([], 0)
+
+
+async def test_a_buffer_filled_within_a_moment_is_relieved_by_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALLED_SECONDS", 0.02)
+    bench.producer.held.add(0)
+    bench.publish(0, b"first")
+    await bench.turn()
+    for _ in range(64):
+        bench.publish(0, bytes(MIB))
+    assert bench.publisher.waiting_bytes > BUFFER_BYTES
+    bench.clock.advance(1)
+    await wait_until(lambda: len(bench.diverted) == 64)
+    assert bench.publisher.has_room
+    assert bench.progress
+
+
+async def test_a_silent_destination_is_given_up_and_tried_with_one_record_at_a_time(bench: Bench) -> None:
+    bench.producer.held.add(0)
+    bench.publish(0, b"1")
+    await bench.turn()
+    bench.publish(0, b"2")
+    bench.clock.advance(30)
+    bench.publish(1, b"other")  # somebody gets through
+    await wait_until(lambda: bench.settled)
+    bench.producer.over[0].set()
+    await wait_until(lambda: bench.diverted == [b"1", b"2"])
+    bench.publish(0, b"3")
+    assert bench.diverted == [b"1", b"2", b"3"]
+    bench.clock.advance(31)
+    bench.publish(0, b"4")
+    bench.publish(0, b"5")
+    assert bench.diverted == [b"1", b"2", b"3", b"5"]
+    assert bench.publisher.waiting_bytes == 1
+    bench.producer.held.clear()
+    await wait_until(lambda: b"4" in bench.settled)
+    bench.publish(0, b"6")
+    await wait_until(lambda: b"6" in bench.settled)
+    assert bench.publisher.waiting_bytes == 0
+
+
+async def test_what_cannot_be_diverted_waits_and_is_sent_again(bench: Bench) -> None:
+    bench.producer.held.add(0)
+    bench.publish(0, b"letter", may_divert=False)
+    await bench.turn()
+    bench.publish(1, b"other")
+    await wait_until(lambda: bench.settled)
+    bench.producer.held.clear()
+    bench.producer.over[0].set()
+    await wait_until(lambda: b"letter" in bench.settled)
+    assert bench.diverted == []
