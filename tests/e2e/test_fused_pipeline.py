@@ -78,7 +78,8 @@ def write_model(root: Path, name: str, factor: int, term: int) -> None:
 
 
 def fleet_yaml() -> dict[str, Any]:
-    shared = {"inputs": [TENSOR], "version": 1, "fused": True, "device": {"kind": "cpu", "compute": 10}}
+    shared = {"inputs": [TENSOR], "version": 1, "fused": True, "allow_code": True}
+    shared["device"] = {"kind": "cpu", "compute": 10}
     patient = {"slow": {**STEPS["double"], "timeout_ms": 400, "retries": 2}}
     return {
         "deployments": [
