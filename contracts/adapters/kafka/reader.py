@@ -1,10 +1,10 @@
 """Reading partitions that somebody else assigned.
 
-What to know about aiokafka 0.14: a second `assign()` throws away positions, pauses, buffers and running fetches of
-*all* partitions, so a reader assigns whole topics once, paused, and a claim is `seek` + `resume`. `getmany` moves the
-position when it returns: what its caller then drops is never seen again, so a poll is never cancelled and never wrapped
-in a timeout. One fetch per broker is under way at a time, and a resumed partition waits for the running long poll:
-hence the short `fetch_max_wait_ms`.
+The library's consumer knows the brokers and commits; the records are fetched by `Fetcher`, so to the consumer all
+partitions are paused for good. A reader assigns whole topics once, and a claim is `seek` + `resume`. A poll moves the
+position when it returns: what its caller then drops is never seen again, so it is never cancelled and never wrapped in
+a timeout. One fetch per broker is under way at a time, and a resumed partition waits for the running long poll: hence
+its short wait.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import asyncio
 import contextlib
 import gzip
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
-from aiokafka.protocol.fetch import FetchRequest
 
+from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import (
     FAILURES,
     MAX_REQUEST_BYTES,
@@ -29,6 +30,7 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
+from contracts.adapters.kafka.fetching import FETCH_BYTES, FETCH_WAIT_MS, Fetcher
 from contracts.adapters.kafka.salvage import Salvage, salvage
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
@@ -39,14 +41,15 @@ _unreadable = (
     kafka_errors.UnsupportedCodecError,
     gzip.BadGzipFile,  # an OSError, as if the connection had failed
 )
-FETCH_WAIT_MS = 50
-FETCH_BYTES = 16 * 1024 * 1024
 
 
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    with contextlib.suppress(*FAILURES):
-        async with asyncio.timeout(STOP_SECONDS):
-            await consumer.stop()
+async def _stop(fetcher: Fetcher | None, consumer: AIOKafkaConsumer | None) -> None:
+    if fetcher is not None:
+        await fetcher.close()
+    if consumer is not None:
+        with contextlib.suppress(*FAILURES):
+            async with asyncio.timeout(STOP_SECONDS):
+                await consumer.stop()
 
 
 class Reader:
@@ -56,10 +59,11 @@ class Reader:
         self._settings = settings
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
+        self._fetcher: Fetcher | None = None
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
-        self._consumer = await self._connect()
+        self._use(await self._connect())
 
     async def reopen(self, assign: Callable[[], None]) -> None:
         """Connect anew, for a connection that is stuck; `assign` makes the partitions readable again.
@@ -67,14 +71,19 @@ class Reader:
         The old connection serves until the new one is there. Raises TransportError.
         """
         fresh = await self._connect()
-        stuck, self._consumer = self._consumer, fresh
-        if stuck is None:  # closed meanwhile
+        fetcher, consumer = self._fetcher, self._consumer
+        self._use(fresh)
+        if consumer is None:  # closed meanwhile
             await self.close()
             return
         try:
             assign()
         finally:
-            await _stop(stuck)
+            await _stop(fetcher, consumer)
+
+    def _use(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._fetcher = Fetcher(consumer._client)  # noqa: SLF001 - nothing else leads to its connections
 
     async def _connect(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
@@ -82,9 +91,6 @@ class Reader:
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            fetch_max_bytes=FETCH_BYTES,
-            max_partition_fetch_bytes=2 * MAX_REQUEST_BYTES,
         )
         try:
             await consumer.start()
@@ -97,8 +103,8 @@ class Reader:
     async def close(self) -> None:
         """Disconnect, within a few seconds; idempotent. Commits nothing."""
         consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await _stop(consumer)
+        fetcher, self._fetcher = self._fetcher, None
+        await _stop(fetcher, consumer)
 
     @property
     def _live(self) -> AIOKafkaConsumer:
@@ -107,33 +113,41 @@ class Reader:
             raise TransportError(msg)
         return self._consumer
 
+    @property
+    def _reading(self) -> Fetcher:
+        if self._fetcher is None:
+            msg = "the reader is not open"
+            raise TransportError(msg)
+        return self._fetcher
+
     def assign(self, partitions: Sequence[Partition]) -> None:
         """Make exactly these partitions readable, all paused; ends every earlier claim of this reader.
 
-        No await may come between the three steps, or a fetch would start at a position that nobody chose.
+        No await may come between the library's three steps, or it would fetch too.
         """
         consumer = self._live
         consumer.assign(partitions)
         consumer.pause(*partitions)
         for partition in partitions:
             consumer.seek(partition, 0)
+        self._reading.assign(partitions)
 
     def begin(self, partition: Partition, offset: int) -> None:
         """Read a partition from `offset` on."""
-        self._live.seek(partition, offset)
-        self._live.resume(partition)
+        self._reading.seek(partition, offset)
+        self._reading.resume([partition])
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Move a partition's position."""
-        self._live.seek(partition, offset)
+        self._reading.seek(partition, offset)
 
     def pause(self, *partitions: Partition) -> None:
         """Stop fetching; what was fetched but not taken is thrown away and fetched again on resume."""
-        self._live.pause(*partitions)
+        self._reading.pause(partitions)
 
     def resume(self, *partitions: Partition) -> None:
         """Go on fetching."""
-        self._live.resume(*partitions)
+        self._reading.resume(partitions)
 
     async def poll(
         self, *partitions: Partition, max_records: int | None = None, timeout_ms: int = 100
@@ -143,9 +157,7 @@ class Reader:
         Raises OffsetOutOfRange, UnreadableRecord and TransportError.
         """
         try:
-            found: dict[Partition, list[Record]] = await self._live.getmany(
-                *partitions, timeout_ms=timeout_ms, max_records=max_records
-            )
+            found = await self._reading.poll(partitions, max_records, timeout_ms)
         except kafka_errors.OffsetOutOfRangeError as exc:
             raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
         except _unreadable as exc:
@@ -153,28 +165,34 @@ class Reader:
             raise UnreadableRecord(msg) from exc
         except FAILURES as exc:
             raise translate(exc, "fetching") from exc
+        except TransportError:
+            raise
         except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
             msg = f"a record cannot be read: {type(exc).__name__}"
             raise UnreadableRecord(msg) from exc
-        return found
+        return cast("dict[Partition, list[Record]]", found)
 
     async def salvage(self, partition: Partition, offset: int) -> Salvage | None:
-        """Read around what `poll` cannot get past: the batch that holds `offset`, fetched beside the library's reader.
+        """Read around what `poll` cannot get past: the batch that holds `offset`, fetched by itself.
 
         None when there is no such batch. Raises TransportError.
         """
-        client = self._live._client  # noqa: SLF001 - the library fetches for its own reader only
+        client = self._live._client  # noqa: SLF001 - as above
         leader = client.cluster.leader_for_partition(partition)
-        wanted = [(partition.topic, [(partition.partition, offset, 2 * MAX_REQUEST_BYTES)])]
+        wish = wire.fetch(
+            [(partition, offset)],
+            wait_ms=FETCH_WAIT_MS,
+            most_bytes=FETCH_BYTES,
+            most_of_each=2 * MAX_REQUEST_BYTES,
+        )
         try:
-            response = await client.send(leader, FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, 0, wanted, rack_id=""))
+            answer = await client.send(leader, wish)
+            (part,) = answer.parts
+            if part.error:
+                raise kafka_errors.for_code(part.error)
         except FAILURES as exc:
             raise translate(exc, f"fetching offset {offset} of {partition.topic}") from exc
-        ((_, ((_, error, *rest),)),) = response.topics
-        if error:
-            msg = f"offset {offset} of {partition.topic}/{partition.partition}: {kafka_errors.for_code(error).__name__}"
-            raise TransportError(msg)
-        return salvage(bytes(rest[-1] or b""), partition, offset)
+        return salvage(bytes(part.records or b""), partition, offset)
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """For each partition the first offset of its log and the one after its last."""

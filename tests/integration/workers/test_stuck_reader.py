@@ -53,12 +53,12 @@ async def test_a_reader_that_stands_still_although_the_log_has_more_is_made_anew
     try:
         await producer.send_and_wait(topic, 0, b"one", [])
         await wait_until(lambda: drain.values == [b"one"])
-        stuck = reader._live
-        stuck.pause(Partition(topic, 0))  # behind the drain's back: as if its fetches had been forgotten
+        stuck = reader._reading
+        stuck.pause([Partition(topic, 0)])  # behind the drain's back: as if its fetches had been forgotten
         for partition, value in ((0, b"two"), (1, b"three"), (0, b"four")):
             await producer.send_and_wait(topic, partition, value, [])
         await wait_until(lambda: sorted(map(bytes, filter(None, drain.values))) == [b"four", b"one", b"three", b"two"])
-        assert reader._live is not stuck
+        assert reader._reading is not stuck
         assert metrics.STUCK._value.get() == before + 1
         assert await drain.give([0, 1]) == {0, 1}
         committed = await reader.committed([Partition(topic, 0), Partition(topic, 1)])
