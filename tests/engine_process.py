@@ -122,13 +122,15 @@ class EngineProcess:
         assert isinstance(hello, Hello)
         return hello
 
-    def start(self) -> Ready | LoadFailed:
-        """Start the process and let it load."""
+    def start(self, timed: tuple[int, ...] = ()) -> Ready | LoadFailed:
+        """Start the process and let it load, and measure batches of the sizes in `timed`."""
         self.spawn()
         self.send(
             Load(
                 models=tuple(
-                    ModelToLoad(str(spec.key), spec.model_dump_json(), str(folder), self._digest, self._allow_code)
+                    ModelToLoad(
+                        str(spec.key), spec.model_dump_json(), str(folder), self._digest, self._allow_code, timed
+                    )
                     for spec, folder in zip(self.specs, self._folders, strict=True)
                 ),
                 slots_path=str(self.slots.path),

@@ -50,7 +50,8 @@ class ModelToLoad(msgspec.Struct, frozen=True):
     """One model version; `spec` is the ModelSpec as JSON, `folder` holds its artefacts.
 
     `digest` is what their digest was when the version was registered, empty when it was not taken. `allow_code` is the
-    deployment's word, without which nothing of the version may run that is code.
+    deployment's word, without which nothing of the version may run that is code. Batches of the sizes in `timed` are to
+    be measured before the first request.
     """
 
     key: str
@@ -58,6 +59,7 @@ class ModelToLoad(msgspec.Struct, frozen=True):
     folder: str
     digest: str = ""
     allow_code: bool = False
+    timed: tuple[int, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -72,11 +74,21 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     device: str
 
 
+class Timing(msgspec.Struct, frozen=True):
+    """How long batches of `rows` rows took, each run."""
+
+    rows: int
+    seconds: tuple[float, ...]
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """All models are loaded and warm. `device` says where they really run, for receipts."""
+    """All models are loaded and warm. `device` says where they really run, for receipts; `timings` what was measured of
+    each model, in the order of Load.
+    """
 
     device: str
     load_seconds: float
+    timings: tuple[tuple[Timing, ...], ...] = ()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -156,6 +168,12 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Finish and exit."""
+
+
+def untimed(load: Load) -> Load:
+    """The same for an engine that takes another's place: it is waited for, and nothing need be measured again."""
+    models = tuple(msgspec.structs.replace(model, timed=()) for model in load.models)
+    return msgspec.structs.replace(load, models=models)
 
 
 Message = Hello | Load | Ready | LoadFailed | Batch | Part | Continue | Done | Failed | Forget | Stop

@@ -51,18 +51,27 @@ def make_batch(
     return struct.pack(">qiibI", 0, len(checked) + 9, -1, 2, crc32c(checked)) + checked
 
 
+def batch_with_headers(records: Sequence[tuple[bytes, Sequence[tuple[bytes, bytes]]]]) -> bytes:
+    """A batch of values with headers, whose names are written as they are."""
+    packed = b""
+    for number, (value, headers) in enumerate(records):
+        body = b"\0" + varint(0) + varint(number) + varint(-1) + varint(len(value)) + value + varint(len(headers))
+        for pair in headers:
+            for part in pair:
+                body += varint(len(part)) + part
+        packed += varint(len(body)) + body
+    count = len(records)
+    checked = struct.pack(">hiqqqhii", 0, count - 1, 1_000, 1_000, -1, -1, -1, count) + packed
+    return struct.pack(">qiibI", 0, len(checked) + 9, -1, 2, crc32c(checked)) + checked
+
+
+UNREADABLE = (b"x", [(b"\xff\xfe\xfd\xfc", b"")])
+"""A record with a header whose name is no text, which a broker does not look at."""
+
+
 def unreadable_batch(records: int) -> bytes:
-    """A batch whose last record has a header with a name that is no text, which a broker does not look at."""
-    batch = bytearray(make_batch([b"x"] * records))
-    # In the place of the last record's empty list of headers: one, of a name of four bytes and an empty value.
-    header = varint(1) + varint(4) + b"\xff\xfe\xfd\xfc" + varint(0)
-    last = b"\0" + varint(0) + varint(records - 1) + varint(-1) + varint(1) + b"x"
-    plain = varint(len(last) + 1) + last + varint(0)
-    assert batch.endswith(plain)
-    batch[-len(plain) :] = varint(len(last) + len(header)) + last + header
-    struct.pack_into(">i", batch, 8, len(batch) - 12)
-    struct.pack_into(">I", batch, 17, crc32c(bytes(batch[21:])))
-    return bytes(batch)
+    """A batch whose last record cannot be read."""
+    return batch_with_headers([(b"x", [])] * (records - 1) + [UNREADABLE])
 
 
 class StoredBatch(NamedTuple):

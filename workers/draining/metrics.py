@@ -8,6 +8,9 @@ from contracts.plans import Node
 PUBLISH_RETRIES = telemetry.counter("worker_publish_retries", "Publishes repeated after a transport error.")
 COMMITS = telemetry.counter("worker_commits", "Offset commits by outcome.", "outcome")
 UNREADABLE = telemetry.counter("worker_unreadable_records", "Records given up because they cannot be decoded at all.")
+STUCK = telemetry.counter(
+    "worker_stuck_readers", "Readers made anew, since they stood still although the log had more."
+)
 OFFSET_GAPS = telemetry.counter("worker_offset_gaps", "Offsets that do not exist in the log.")
 LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."

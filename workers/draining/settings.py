@@ -18,6 +18,8 @@ class DrainGroup(Group):
     """Records of one partition taken beyond its first unanswered one, at most; then the partition waits."""
     poll_records: Annotated[int, Field(ge=1)] = 512
     """Records taken from Kafka in one go, at most."""
+    stuck_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A partition that is read but stands still for so long, although the log has more, gets a new connection."""
     handover_drain_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long a partition that moves away may finish what is running."""
     handover_commit_seconds: Annotated[float, Field(gt=0)] = 3.0

@@ -27,6 +27,7 @@ from workers.draining import metrics
 from workers.draining.claim import Claim
 from workers.draining.offsets import OffsetTracker
 from workers.draining.settings import DrainGroup
+from workers.draining.stall import StallWatch
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class TopicDrain:
         self._committing = asyncio.Lock()
         self._partition_count = 0
         self._quiet = False
+        self._stall = StallWatch(settings.stuck_seconds)
 
     # --- what subclasses do -------------------------------------------------------------------------------------------
 
@@ -111,10 +113,12 @@ class TopicDrain:
 
     def assign(self, partition_count: int) -> None:
         """Make the topic's partitions readable; again when it has grown, which interrupts running fetches once."""
-        if partition_count == self._partition_count:
-            return
-        self._partition_count = partition_count
-        self._reader.assign([Partition(self.topic, number) for number in range(partition_count)])
+        if partition_count != self._partition_count:
+            self._partition_count = partition_count
+            self._assign()
+
+    def _assign(self) -> None:
+        self._reader.assign([Partition(self.topic, number) for number in range(self._partition_count)])
         for partition, claim in self._claims.items():
             self._reader.begin(partition, claim.tracker.expected)
 
@@ -207,10 +211,11 @@ class TopicDrain:
             if not await self._room():
                 continue
             try:
-                await self._poll_once()
-            except UnreadableRecord as exc:
-                log.error("%s: %s", self.topic, exc)  # noqa: TRY400 - a stack of the library's says nothing
-                await self._step_over_unreadable()
+                try:
+                    await self._poll_once()
+                except UnreadableRecord as exc:
+                    log.error("%s: %s", self.topic, exc)  # noqa: TRY400 - a stack of the library's says nothing
+                    await self._step_over_unreadable()
             except TransportError as exc:
                 log.warning("%s: %s", self.topic, exc)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -227,8 +232,22 @@ class TopicDrain:
             await self._reposition(exc.partitions)
             return
         await self._take_found(found)
+        await self._watch(open_claims)
         if found:
             await asyncio.sleep(0)  # a poll that finds its buffer full never suspends; others must have their turn
+
+    async def _watch(self, asked: Iterable[Partition]) -> None:
+        """Make a new reader when the old one stands still although the log has more."""
+        positions = {p: self._claims[p].tracker.expected for p in asked if p in self._claims}
+        still = self._stall.look(asyncio.get_running_loop().time(), positions)
+        if not still:
+            return
+        bounds = await self._reader.bounds(still)
+        stuck = [p for p in still if p in self._claims and positions[p] < bounds[p][1]]
+        if stuck:
+            metrics.STUCK.inc()
+            log.error("%s: stuck in %s; reading anew", self.topic, [partition.partition for partition in stuck])
+            await self._reader.reopen(self._assign)
 
     async def _take_found(self, found: Mapping[Partition, Sequence[Record]]) -> None:
         for partition, records in found.items():
@@ -248,18 +267,28 @@ class TopicDrain:
         """Find the record that cannot be read and go on behind it, or its partition would stand still for ever.
 
         A record that cannot be decoded has no id to answer. What the failed poll took of other partitions is read
-        again; then each partition is read by itself, a record at a time, and an offset that fails twice is given up,
-        as are those behind it in the same batch when the library cannot get past the first.
+        again; then each partition is read by itself, a record at a time. An offset that fails twice is given up, and
+        what is packed into one batch with it is read past the library, which would never get behind the first.
         """
         claims = [claim for claim in self._claims.values() if not claim.giving]
         for claim in claims:
             self._reader.seek(claim.partition, claim.tracker.expected)
         for claim in claims:
             while not self._quiet and not claim.giving and not await self._is_readable(claim):
-                metrics.UNREADABLE.inc()
-                log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
-                self._stepped_over(claim)
+                found = await self._reader.salvage(claim.partition, claim.tracker.expected)
+                end = claim.tracker.expected + 1 if found is None else found.end
+                for record in found.records if found is not None else ():
+                    self._give_up(claim, record.offset)
+                    await self._take_found({claim.partition: [record]})
+                self._give_up(claim, end)
                 self._reader.seek(claim.partition, claim.tracker.expected)
+
+    def _give_up(self, claim: Claim, end: int) -> None:
+        """Nobody can read what was not taken of a claim before `end`."""
+        while claim.tracker.expected < end and not claim.giving:
+            metrics.UNREADABLE.inc()
+            log.error("%s/%d: gave up offset %d, which cannot be read", *claim.partition, claim.tracker.skip())
+            self._stepped_over(claim)
 
     async def _is_readable(self, claim: Claim) -> bool:
         """Whether the next record of a partition can be read; it is taken when it can."""

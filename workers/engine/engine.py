@@ -40,6 +40,7 @@ from workers.slots import SlotFile
 log = logging.getLogger(__name__)
 
 _receive_bytes: Final = 64 * 1024
+_timing_seconds: Final = 2.0  # for all models of an engine together
 _thread_variables: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -96,10 +97,14 @@ class Engine:
         except ModelLoadError as exc:
             self._link.send(LoadFailed(str(exc)))
             raise
+        limit = _timing_seconds / len(load.models)
+        timings = tuple(
+            model.measure(asked.timed, limit) for model, asked in zip(self._models, load.models, strict=True)
+        )
         seconds = time.perf_counter() - started
         device = " + ".join(dict.fromkeys(model.backend.device for model in self._models))
         log.info("%s loaded on %s in %.2f s", ", ".join(model.key for model in load.models), device, seconds)
-        self._ready = Ready(device, seconds)
+        self._ready = Ready(device, seconds, timings)
         return True
 
     def serve(self) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -19,12 +20,14 @@ from pydantic import ValidationError
 from contracts.artefacts import RUNS_CODE, digest_folder
 from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
+from contracts.tensors import BYTES
 from workers.backends import new_backend
 from workers.backends.base import Arrays, Backend, ModelContext, StatefulBackend, StreamingBackend, visible_device
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
 from workers.engine.states import States, made_up
 from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
-from workers.link import Batch, Done, Failed, ModelToLoad
+from workers.engine.timing import measure
+from workers.link import Batch, Done, Failed, ModelToLoad, Timing
 from workers.slots import SlotFile
 
 log = logging.getLogger(__name__)
@@ -85,6 +88,25 @@ class LoadedModel:
             except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
                 log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
                 return
+
+    def measure(self, sizes: Sequence[int], seconds: float) -> tuple[Timing, ...]:
+        """How long batches of these sizes take, found out in about so many seconds; nothing where zeros say nothing.
+
+        That is so with dimensions that are open, since the time depends on them, with inputs that ingest fills, and
+        with streams.
+        """
+        spec = self.spec
+        if self._streaming is not None or len(spec.request_inputs) < len(spec.inputs):
+            return ()
+        if any(-1 in tensor.shape[1:] or tensor.datatype == BYTES for tensor in spec.inputs):
+            return ()
+        most = max(warm_up_sizes(spec.inputs, spec.batching.max_batch_size, self._slots.input_bytes))
+        inputs = {rows: cast("Arrays", made_up_inputs(spec.inputs, rows)) for rows in sizes if rows <= most}
+        try:
+            return measure(lambda rows: self._try(inputs[rows], rows), inputs, seconds)
+        except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
+            log.info("%s is not measured: %s", spec.key, _in_a_line(exc))
+            return ()
 
     def _try(self, inputs: Arrays, rows: int) -> None:
         if self._streaming is not None:

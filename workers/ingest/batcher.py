@@ -31,7 +31,7 @@ from workers.ingest.policy import Cut, Policy, Wait
 from workers.ingest.split import Answering, Answers, forget, is_settled, split
 from workers.ingest.streams import Streams
 from workers.ingest.suspects import Suspects
-from workers.link import Batch, Continue, Done, Failed, Forget, Part
+from workers.link import Batch, Continue, Done, Failed, Forget, Part, Timing
 
 log = logging.getLogger(__name__)
 
@@ -362,6 +362,10 @@ class Batcher:
     def _settle(self, delivery: Delivery) -> None:
         self._suspects.settled(delivery)
         self.queue.settled(delivery)
+
+    def timed(self, timings: Sequence[Timing]) -> None:
+        """Predict from what the engine measured, until real batches say more."""
+        self._policy.seed({timing.rows: timing.seconds for timing in timings})
 
     def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone: what it held runs alone next, or has had its chances."""

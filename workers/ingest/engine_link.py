@@ -29,6 +29,7 @@ from workers.link import (
     Ready,
     Stop,
     encode,
+    untimed,
 )
 
 log = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ class EngineLink:
             self._handler.engine_failed(message)
         elif isinstance(message, Ready):
             self._is_warm = True
+            self._load = untimed(self._load)
             self._leave_word()
             self._handler.engine_ready(message)
         elif isinstance(message, LoadFailed):

@@ -5,6 +5,11 @@ at least the second longest of the last twenty batches: it rises as soon as two 
 leave the window, while a single hiccup of the machine does not turn away requests that could be served. Buckets never
 seen are estimated from those that were.
 
+Before the first batch the table may be seeded with what an engine measured on made-up inputs. A bucket's seed counts
+until it has real samples enough; from then on the seeds of the others are scaled by what the nearest such bucket turned
+out to take, since made-up inputs say better how sizes compare than how long real requests take. Seeds alone never
+refuse work.
+
 Predictions may be used to refuse work only while they are fresh. Refused work is never measured, so an estimate that
 became too high by accident would refuse everything for ever; once no batch has run for `STALE_SECONDS`, the next one
 runs whatever the table says.
@@ -14,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 from workers.ingest.buckets import Buckets
 
@@ -66,12 +72,14 @@ class LatencyTable:
         self._seen = [_Bucket() for _ in buckets.sizes]
         self._means = [0.0] * len(buckets.sizes)
         self._p99s = [0.0] * len(buckets.sizes)
+        self._seeds: dict[int, tuple[float, float]] = {}
         self._until_derived = 0
         self.last_sample = -math.inf
         self.revision = 0
         """Rises when estimates of buckets other than the observed one were drawn anew."""
         self.is_known = False
-        """Whether any bucket has samples enough to predict from."""
+        """Whether there is anything to predict from: a seed, or a bucket with samples enough."""
+        self._is_measured = False
 
     def observe(self, now: float, rows: int, seconds: float) -> None:
         """A batch of `rows` rows took `seconds` and was done at `now`."""
@@ -86,6 +94,16 @@ class LatencyTable:
         if bucket.count == MIN_SAMPLES or self._until_derived <= 0:
             self._derive()
 
+    def seed(self, seconds: Mapping[int, Sequence[float]]) -> None:
+        """Begin with what batches of so many rows took on made-up inputs; sizes that are no bucket are left out."""
+        for rows, taken in seconds.items():
+            if taken and rows in self.buckets.sizes:
+                ordered = sorted(taken)
+                typical, long = ordered[len(ordered) // 2], ordered[-2 if len(ordered) > 1 else -1]
+                self._seeds[self.buckets.index(rows)] = typical, long
+        if self._seeds:
+            self._derive()
+
     def mean(self, rows: int) -> float:
         """Expected seconds for a batch of `rows`; 0 while nothing is known."""
         return self._means[self.buckets.index(rows)]
@@ -96,7 +114,7 @@ class LatencyTable:
 
     def may_refuse(self, now: float) -> bool:
         """Whether the estimates are good enough to turn work away."""
-        return self.is_known and now - self.last_sample < STALE_SECONDS
+        return self._is_measured and now - self.last_sample < STALE_SECONDS
 
     def rates(self) -> list[tuple[int, float]]:
         """Rows per second by bucket size; empty while nothing is known."""
@@ -105,14 +123,27 @@ class LatencyTable:
         return [(size, size / max(mean, 1e-9)) for size, mean in zip(self.buckets.sizes, self._means, strict=True)]
 
     def _derive(self) -> None:
-        """Estimate the buckets that were not seen from those that were."""
+        """Estimate the buckets that were not seen from those that were, and from the seeds."""
         self._until_derived = _DERIVE_EVERY
         self.revision += 1
-        known = [index for index, bucket in enumerate(self._seen) if bucket.count >= MIN_SAMPLES]
+        measured = [index for index, bucket in enumerate(self._seen) if bucket.count >= MIN_SAMPLES]
+        self._is_measured = bool(measured)
+        for index in self._seeds.keys() - set(measured):
+            scale, (typical, long) = self._scale(index, measured), self._seeds[index]
+            self._means[index], self._p99s[index] = typical * scale, long * scale
+        known = sorted({*measured, *self._seeds})
         self.is_known = bool(known)
-        for index, bucket in enumerate(self._seen):
-            if bucket.count < MIN_SAMPLES:
+        for index in range(len(self._seen)):
+            if index not in known:
                 self._means[index] = self._p99s[index] = self._estimate(index, known)
+
+    def _scale(self, index: int, measured: list[int]) -> float:
+        """How many times longer real batches take than made-up ones, as the nearest bucket that has both says."""
+        both = [other for other in measured if other in self._seeds and self._seeds[other][0] > 0]
+        if not both:
+            return 1.0
+        nearest = min(both, key=lambda other: abs(other - index))
+        return self._means[nearest] / self._seeds[nearest][0]
 
     def _estimate(self, index: int, known: list[int]) -> float:
         """Seconds for an unseen bucket, on the hopeful side: what is never tried is never learned."""

@@ -12,14 +12,14 @@ asked to be asked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from contracts.clock import Clock
 from workers.ingest.policy import DEPTH, Engine
 from workers.ingest.turns import Claimant, Turns
-from workers.link import Done, Failed, Part
+from workers.link import Done, Failed, Part, Timing
 from workers.slots import SlotFile, SlotPool
 
 
@@ -63,6 +63,9 @@ class Launching(Protocol):
 
     def failed(self, failed: Failed) -> None:
         """The engine could not compute one of its batches."""
+
+    def timed(self, timings: Sequence[Timing]) -> None:
+        """The engine has measured batches of several sizes."""
 
     def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone with all its batches; `was_alone` when it had but one."""
@@ -217,6 +220,11 @@ class Launcher:
         flight = self._flights.pop(answer.slot, None)
         self._free_at = self._clock.monotonic() + sum(other.seconds for other in self._flights.values())
         return flight
+
+    def timed(self, timings: Sequence[Sequence[Timing]]) -> None:
+        """An engine has measured its models."""
+        for batches, measured in zip(self._models, timings, strict=False):
+            batches.timed(measured)
 
     def engine_lost(self) -> None:
         """The engine is gone, and with it every batch in it."""

@@ -16,6 +16,7 @@ A guard lowers the cap when answers come late all the same. The simulator in `be
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from contracts.serving_specs import BatchingSpec
@@ -124,6 +125,7 @@ class Policy:
         self.rate = ArrivalRate()
         self.ceiling: float = math.inf
         """Rows that the device has memory for, as far as it was found out; lasts as long as this worker."""
+        self._seeds: Mapping[int, Sequence[float]] = {}
         self._use(knobs)
         self.configure(knobs)
 
@@ -131,11 +133,12 @@ class Policy:
         """Take new knobs. What was learned is kept unless the buckets change."""
         if bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes) != self.buckets.sizes:
             self._use(knobs)
+            self.table.seed(self._seeds)
         self.knobs = knobs
         self._delay = knobs.delay_seconds
         self._objective = knobs.slo_ms / 1000 if knobs.slo_ms is not None else None
         self._slack = max(_MIN_SLACK_SECONDS, _SLACK_OF_OBJECTIVE * (self._objective or 0.0))
-        self._knee = self._find_knee()
+        self._follow_table()
 
     def _use(self, knobs: BatchingSpec) -> None:
         self.buckets = Buckets(bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes))
@@ -151,13 +154,23 @@ class Policy:
         """Rows were queued."""
         self.rate.observe(now, rows)
 
+    def seed(self, seconds: Mapping[int, Sequence[float]]) -> None:
+        """Predict from what batches took before the first request, by rows, until real ones say more."""
+        if seconds:
+            self._seeds = seconds
+            self.table.seed(seconds)
+            self._follow_table()
+
     def finished(self, now: float, rows: int, seconds: float) -> None:
         """A batch of `rows` rows took the engine `seconds`."""
         self.table.observe(now, rows, seconds)
         if self.table.revision != self._revision:
-            self._revision = self.table.revision
-            self._rates = self.table.rates()
-            self._knee = self._find_knee()
+            self._follow_table()
+
+    def _follow_table(self) -> None:
+        self._revision = self.table.revision
+        self._rates = self.table.rates()
+        self._knee = self._find_knee()
 
     def answered(self, now: float, rows: int, late: int) -> None:
         """The rows of a batch were answered, `late` of them after their deadline."""

@@ -39,6 +39,7 @@ from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
 from workers.ingest.arrivals import Store
+from workers.ingest.buckets import bucket_sizes
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.fused_pipeline import FusedPipeline, plan_of
 from workers.ingest.large_results import LargeResults
@@ -186,7 +187,9 @@ class Worker:
 
     def _to_load(self, model: RegisteredModel) -> ModelToLoad:
         spec = model.spec.model_dump_json()
-        return ModelToLoad(str(model.key), spec, model.uri, model.digest, model.key in self._trusted)
+        batching, is_trusted = model.spec.batching, model.key in self._trusted
+        sizes = bucket_sizes(batching.max_batch_size, batching.preferred_batch_sizes)
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix
@@ -223,6 +226,7 @@ class Worker:
         """Launch what waits."""
         for served in self._served:
             served.responder.device = ready.device
+        self._launcher.timed(ready.timings)
         self._ready.set()
         self._launcher.pump()
 

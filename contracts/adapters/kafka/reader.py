@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 
+from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import (
     FAILURES,
+    MAX_REQUEST_BYTES,
     STOP_SECONDS,
     OffsetOutOfRange,
     Partition,
@@ -28,7 +30,8 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
-from contracts.adapters.kafka.fetching import Fetcher
+from contracts.adapters.kafka.fetching import FETCH_BYTES, FETCH_WAIT_MS, Fetcher
+from contracts.adapters.kafka.salvage import Salvage, salvage
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
 
@@ -38,6 +41,15 @@ _unreadable = (
     kafka_errors.UnsupportedCodecError,
     gzip.BadGzipFile,  # an OSError, as if the connection had failed
 )
+
+
+async def _stop(fetcher: Fetcher | None, consumer: AIOKafkaConsumer | None) -> None:
+    if fetcher is not None:
+        await fetcher.close()
+    if consumer is not None:
+        with contextlib.suppress(*FAILURES):
+            async with asyncio.timeout(STOP_SECONDS):
+                await consumer.stop()
 
 
 class Reader:
@@ -51,6 +63,29 @@ class Reader:
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
+        self._use(await self._connect())
+
+    async def reopen(self, assign: Callable[[], None]) -> None:
+        """Connect anew, for a connection that is stuck; `assign` makes the partitions readable again.
+
+        The old connection serves until the new one is there. Raises TransportError.
+        """
+        fresh = await self._connect()
+        fetcher, consumer = self._fetcher, self._consumer
+        self._use(fresh)
+        if consumer is None:  # closed meanwhile
+            await self.close()
+            return
+        try:
+            assign()
+        finally:
+            await _stop(fetcher, consumer)
+
+    def _use(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._fetcher = Fetcher(consumer._client)  # noqa: SLF001 - nothing else leads to its connections
+
+    async def _connect(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             **connection_options(self._settings),
             group_id=self._group,
@@ -63,19 +98,13 @@ class Reader:
             with contextlib.suppress(*FAILURES):
                 await consumer.stop()
             raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
-        self._consumer = consumer
-        self._fetcher = Fetcher(consumer._client)  # noqa: SLF001 - nothing else leads to its connections
+        return consumer
 
     async def close(self) -> None:
         """Disconnect, within a few seconds; idempotent. Commits nothing."""
         consumer, self._consumer = self._consumer, None
         fetcher, self._fetcher = self._fetcher, None
-        if fetcher is not None:
-            await fetcher.close()
-        if consumer is not None:
-            with contextlib.suppress(*FAILURES):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await consumer.stop()
+        await _stop(fetcher, consumer)
 
     @property
     def _live(self) -> AIOKafkaConsumer:
@@ -142,6 +171,28 @@ class Reader:
             msg = f"a record cannot be read: {type(exc).__name__}"
             raise UnreadableRecord(msg) from exc
         return cast("dict[Partition, list[Record]]", found)
+
+    async def salvage(self, partition: Partition, offset: int) -> Salvage | None:
+        """Read around what `poll` cannot get past: the batch that holds `offset`, fetched by itself.
+
+        None when there is no such batch. Raises TransportError.
+        """
+        client = self._live._client  # noqa: SLF001 - as above
+        leader = client.cluster.leader_for_partition(partition)
+        wish = wire.fetch(
+            [(partition, offset)],
+            wait_ms=FETCH_WAIT_MS,
+            most_bytes=FETCH_BYTES,
+            most_of_each=2 * MAX_REQUEST_BYTES,
+        )
+        try:
+            answer = await client.send(leader, wish)
+            (part,) = answer.parts
+            if part.error:
+                raise kafka_errors.for_code(part.error)
+        except FAILURES as exc:
+            raise translate(exc, f"fetching offset {offset} of {partition.topic}") from exc
+        return salvage(bytes(part.records or b""), partition, offset)
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """For each partition the first offset of its log and the one after its last."""

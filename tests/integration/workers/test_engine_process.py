@@ -145,6 +145,20 @@ def test_the_log_says_where_a_model_failed_and_never_its_input(engine: EnginePro
     assert "31337" not in log
 
 
+def test_an_engine_measures_batches_before_the_first_request(tmp_path: Path) -> None:
+    slow = "import time\nclass Model:\n    def infer(self, inputs):\n        time.sleep(0.002 * len(inputs['x']))\n"
+    slow += "        return {'y': inputs['x']}\n"
+    folders = python_model(tmp_path / "slow" / "1", slow, name="slow"), MODELS / "rowhash" / "1"
+    with EngineProcess(*folders) as engine:
+        ready = engine.start(timed=(1, 4))
+        assert isinstance(ready, Ready)
+        slow_ones, quick_ones = ({each.rows: min(each.seconds) for each in timings} for timings in ready.timings)
+        assert slow_ones.keys() == quick_ones.keys() == {1, 4}
+        assert slow_ones[1] >= 0.002
+        assert slow_ones[4] >= 0.008
+        assert engine.infer({"x": rows_of(2)})["y"].tolist() == rows_of(2).tolist()
+
+
 def test_what_a_handler_prints_is_in_the_log_at_once(engine: EngineProcess) -> None:
     engine.infer({"x": rows_of(1)}, model=MOODY_INDEX, parameters={"mood": "print"})
     assert "a line by the handler\n" in engine.log.read_text()

@@ -82,3 +82,29 @@ def test_the_rate_of_steady_arrivals_is_found(rows: int, polls_per_window: int) 
     found, truth = rate.at(gap * polls_per_window * 10), rows / gap
     assert truth * 0.55 <= found <= truth * 1.6
     assert rate.at(100.0) < truth / 1000
+
+
+def seeded() -> LatencyTable:
+    made = LatencyTable(Buckets(bucket_sizes(64)))
+    made.seed({1: [0.9, 0.002, 0.002], 64: [0.009, 0.008, 0.010], 5: [9.0]})
+    return made
+
+
+def test_seeds_are_predicted_from_but_never_refuse() -> None:
+    young = seeded()
+    assert young.is_known
+    assert (young.mean(1), young.mean(64), young.p99(64)) == (0.002, 0.009, 0.009)
+    assert 0.002 < young.mean(32) < 0.009
+    for _ in range(MIN_SAMPLES - 1):
+        young.observe(1.0, 1, 0.002)
+    assert not young.may_refuse(1.0)
+    young.observe(1.0, 1, 0.002)
+    assert young.may_refuse(1.0)
+
+
+def test_real_batches_replace_their_seed_and_scale_the_others() -> None:
+    known = seeded()
+    for _ in range(MIN_SAMPLES):
+        known.observe(0.0, 64, 0.018)
+    assert known.mean(64) == pytest.approx(0.018)
+    assert known.mean(1) == pytest.approx(0.004)

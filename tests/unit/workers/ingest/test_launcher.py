@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.turns import CREDIT_SECONDS, Claimant, Turns
-from workers.link import Done, Failed, Part
+from workers.link import Done, Failed, Part, Timing
 from workers.slots import SLOT_COUNT, SlotFile
 
 seconds = st.floats(0.001, 0.2)
@@ -131,6 +132,9 @@ class Model:
 
     def failed(self, failed: Failed) -> None:
         self.launcher.release(failed.slot)
+
+    def timed(self, timings: Sequence[Timing]) -> None:
+        pass
 
     def engine_lost(self, *, was_alone: bool) -> None:
         self.lost += (was_alone,)

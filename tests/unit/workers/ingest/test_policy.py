@@ -267,3 +267,13 @@ def test_a_batch_that_found_no_memory_is_halved_for_good_and_only_smaller_ones_l
     assert policy.cap == 24
     assert policy.out_of_memory(2)
     assert policy.cap == 1
+
+
+def test_what_was_measured_before_the_first_request_sizes_batches_and_outlives_new_knobs() -> None:
+    policy = Policy(BatchingSpec(max_batch_size=64))
+    policy.seed({rows: [0.008 + rows * 1e-5] * 5 for rows in (1, 8, 32, 64)})
+    assert policy.table.mean(64) == pytest.approx(0.00864)
+    assert policy._knee == 64
+    policy.configure(BatchingSpec(max_batch_size=32))
+    assert policy.table.mean(32) == pytest.approx(0.00832)
+    assert policy._knee == 32
