@@ -1,6 +1,7 @@
-"""The three models that the engine benchmark serves, from a device that only takes time to a real encoder.
+"""The models that the benchmarks serve, from a device that only takes time to a real encoder.
 
 `sim`     a fixed cost per batch: what the path adds to a batch is all that it can lose
+`slow`    the same with twice the cost, for the overload benchmark
 `mlp`     16 → 32 → 4 in ONNX, a few microseconds a batch: what a request costs everybody else
 `minilm`  all-MiniLM-L6-v2 in ONNX at 32 tokens: both at once, on the cores that the path needs too
 """
@@ -22,6 +23,7 @@ from contracts.specs import DeploymentSpec, DeviceSpec, ModelSpec, WorkersSpec, 
 BUILT = Path("build/models").absolute()
 TOKENS = 32
 _SIM = Path(__file__).resolve().parent / "models/sim/1"
+_SLOW = Path(__file__).resolve().parent / "models/slow/1"
 _WIDTHS = (16, 32, 4)
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -79,8 +81,8 @@ def prepare(name: str) -> BenchModel:
 
 
 def names() -> list[str]:
-    """All of them."""
-    return list(_builders)
+    """Those of the engine benchmark."""
+    return ["sim", "mlp", "minilm"]
 
 
 def _rows_of_16(rows: int) -> Arrays:
@@ -95,6 +97,10 @@ def _sentences(rows: int) -> Arrays:
 
 def _sim() -> BenchModel:
     return BenchModel(_spec(_SIM), _SIM, _rows_of_16, compute=25)
+
+
+def _slow() -> BenchModel:
+    return BenchModel(_spec(_SLOW), _SLOW, _rows_of_16, compute=25)
 
 
 def _mlp() -> BenchModel:
@@ -133,4 +139,9 @@ def _spec(folder: Path) -> ModelSpec:
     return parse_model(path.read_text(encoding="utf-8"), str(path))
 
 
-_builders: dict[str, Callable[[], BenchModel]] = {"sim": _sim, "mlp": _mlp, "minilm": _minilm}
+_builders: dict[str, Callable[[], BenchModel]] = {
+    "sim": _sim,
+    "slow": _slow,
+    "mlp": _mlp,
+    "minilm": _minilm,
+}

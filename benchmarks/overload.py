@@ -2,10 +2,10 @@
 
     python -m benchmarks.overload [--seconds 60] [--load 2.0] [--ttl-ms 500]
 
-Arrivals are open loop: requests come when they come, whatever the service does, at a multiple of the bare model's
-ceiling that is measured right before and after. The model is `sim`, so the machine itself is not what is overloaded.
-Every response's receipt says how long after the log's stamp its row was launched; a row that runs more than 50 ms
-after its time to live is waste. Writes build/bench/overload.json.
+Requests come at a multiple of the bare model's ceiling that is measured right before and after, from a process of its
+own that does not wait for answers (`benchmarks.open_loop`). The model is `slow`, so the machine itself is not what is
+overloaded. Every response's receipt says how long after the log's stamp its row was launched; a row that runs more than
+50 ms after its time to live is waste. Writes build/bench/overload.json.
 
 `goodput`: OK responses that reached their caller within the time to live. `ok`: all OK responses.
 """
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
-import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,74 +26,19 @@ from benchmarks.engine_models import BenchModel, prepare
 from benchmarks.harness import (
     control,
     deploy,
-    percentile,
     print_table,
     resident_mib,
     running_stack,
     wait_for_workers,
     write_results,
 )
-from contracts.errors import HeadraceError
-from contracts.messages import Response, Status
-from producer.client import InferenceClient
+from contracts import topics
+from contracts.adapters.kafka import Admin
+from contracts.settings import KafkaSettings
+from deploy.embedded.stack import EmbeddedStack
 
-_LATE_MS = 50  # that a row may be launched after its time to live: one batch is ahead of it
-_MAX_IN_FLIGHT = 100_000
 _SETTLE_SECONDS = 3.0  # of load before memory is looked at for the first time
-_TICK_SECONDS = 0.002
-_BURST = 64  # requests begun before responses get their turn, when the sender has fallen behind
 _BARE_SECONDS = 1.0
-
-
-class OpenLoop:
-    """Sends at a rate and collects what comes back."""
-
-    def __init__(self, client: InferenceClient, model: BenchModel, ttl_seconds: float) -> None:
-        self._client, self._model, self._ttl = client, model, ttl_seconds
-        self._inputs = model.sample(1)
-        self.sent = 0
-        self.statuses: Counter[str] = Counter()
-        self.untyped: Counter[str] = Counter()
-        """Requests that ended in an exception instead of a response, by its class."""
-        self.in_time = 0
-        self.launched_late = 0
-        self.latencies: list[float] = []
-
-    async def _ask(self) -> None:
-        started = time.perf_counter()
-        try:
-            response = await self._client.infer(
-                self._model.spec.name,
-                self._inputs,
-                version=self._model.spec.version,
-                ttl_seconds=self._ttl,
-                raise_on_error=False,
-            )
-        except HeadraceError as exc:
-            self.untyped[type(exc).__name__] += 1
-        else:
-            self._count(response, time.perf_counter() - started)
-
-    def _count(self, response: Response, seconds: float) -> None:
-        self.statuses[response.status.value] += 1
-        if response.status is not Status.OK:
-            return
-        self.latencies.append(seconds)
-        self.in_time += seconds <= self._ttl
-        receipt = response.receipt
-        self.launched_late += receipt.queued_us + receipt.batched_us > self._ttl * 1e6 + _LATE_MS * 1000
-
-    async def run(self, per_second: float, seconds: float) -> float:
-        """Send evenly for `seconds`; when every request has ended, returns how long the sending took."""
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            while (elapsed := time.perf_counter() - started) < seconds:
-                due = int(elapsed * per_second) - self.sent
-                for _ in range(min(due, _BURST)):
-                    group.create_task(self._ask())
-                    self.sent += 1
-                await asyncio.sleep(0 if due > _BURST else _TICK_SECONDS)
-        return elapsed
 
 
 async def measure(model: BenchModel, arguments: argparse.Namespace) -> dict[str, object]:
@@ -103,57 +47,73 @@ async def measure(model: BenchModel, arguments: argparse.Namespace) -> dict[str,
         async with control(stack) as (registry, leases):
             await deploy(registry, model.folder, model.deployment)
             await wait_for_workers(leases, model.spec.key, 1)
-        client = InferenceClient(
-            bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="bench", max_in_flight=_MAX_IN_FLIGHT
-        )
-        async with client:
-            before = await bare.measure(32, _BARE_SECONDS)
-            rate = arguments.load * before.rows_per_s
-            print(f"{rate:,.0f} requests/s for {arguments.seconds:.0f} s …", file=sys.stderr)
-            load = OpenLoop(client, model, arguments.ttl_ms / 1000)
-            await load.run(rate, _SETTLE_SECONDS)
-            memory = resident_mib(stack)
-            load = OpenLoop(client, model, arguments.ttl_ms / 1000)
-            seconds = await load.run(rate, arguments.seconds)
-            growth = {name: now - memory.get(name, 0.0) for name, now in resident_mib(stack).items()}
-            after = await bare.measure(32, _BARE_SECONDS)
-            expired_here = client.stats().expired
-    return _figures(load, seconds, (before, after), growth) | {"answered_by_client_itself": expired_here}
+        flags = await _flags(stack, model)
+        before = await bare.measure(model.spec.batching.max_batch_size, _BARE_SECONDS)
+        rate = arguments.load * before.rows_per_s
+        print(f"{rate:,.0f} requests/s for {arguments.seconds:.0f} s …", file=sys.stderr)
+        flags |= {"rate": rate, "ttl-ms": arguments.ttl_ms}
+        await _open_loop(flags | {"seconds": _SETTLE_SECONDS})
+        memory = resident_mib(stack)
+        load = await _open_loop(flags | {"seconds": arguments.seconds})
+        growth = {name: now - memory.get(name, 0.0) for name, now in resident_mib(stack).items()}
+        after = await bare.measure(model.spec.batching.max_batch_size, _BARE_SECONDS)
+    growth.pop("client")
+    return _figures(load, (before, after), growth)
 
 
-def _figures(
-    load: OpenLoop, seconds: float, bare: tuple[Ceiling, Ceiling], growth: Mapping[str, float]
-) -> dict[str, Any]:
+async def _flags(stack: EmbeddedStack, model: BenchModel) -> dict[str, object]:
+    """Where requests go and where responses come from."""
+    kafka = KafkaSettings(bootstrap=stack.kafka_bootstrap)
+    topic = topics.requests(kafka.prefix, model.spec.name, model.spec.version)
+    reply = topics.replies(kafka.prefix, "bench")
+    admin = Admin(kafka)
+    await admin.open()
+    try:
+        await admin.ensure_topic(reply, 1)
+        count = (await admin.partition_counts())[topic]
+    finally:
+        await admin.close()
+    return {"bootstrap": kafka.bootstrap, "topic": topic, "partitions": count, "reply": reply}
+
+
+async def _open_loop(flags: Mapping[str, object]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.open_loop"]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await process.communicate()
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+def _figures(load: dict[str, Any], bare: tuple[Ceiling, Ceiling], growth: Mapping[str, float]) -> dict[str, Any]:
     capacity = sum(ceiling.rows_per_s for ceiling in bare) / 2
-    ok = load.statuses[Status.OK.value]
-    answered = sum(load.statuses.values())
+    seconds, sent = load["seconds"], load["sent"]
+    ok, answered = load["statuses"].get("OK", 0), sum(load["statuses"].values())
     return {
         "capacity_per_s": round(capacity, 1),
-        "sent": load.sent,
-        "sent_per_s": round(load.sent / seconds, 1),
-        "load": round(load.sent / seconds / capacity, 2),
+        "sent": sent,
+        "sent_per_s": round(sent / seconds, 1),
+        "load": round(sent / seconds / capacity, 2),
         "ok": ok,
-        "goodput_per_s": round(load.in_time / seconds, 1),
-        "goodput_ratio": round(load.in_time / seconds / capacity, 3),
+        "goodput_per_s": round(load["in_time"] / seconds, 1),
+        "goodput_ratio": round(load["in_time"] / seconds / capacity, 3),
         "ok_ratio": round(ok / seconds / capacity, 3),
-        "launched_late": load.launched_late,
-        "typed_percent": round(100 * answered / max(1, load.sent), 3),
-        "statuses": dict(load.statuses),
-        "untyped": dict(load.untyped),
-        "ok_p50_ms": round(percentile_ms(load.latencies, 50), 1),
-        "ok_p99_ms": round(percentile_ms(load.latencies, 99), 1),
+        "launched_late": load["launched_late"],
+        "typed_percent": round(100 * answered / max(1, sent), 3),
+        "statuses": load["statuses"],
+        "repeated": load["repeated"],
+        "rows_per_batch": load["rows_per_batch"],
+        "cuts": load["cuts"],
+        "ok_p50_ms": load["ok_p50_ms"],
+        "ok_p99_ms": load["ok_p99_ms"],
         "rss_growth_mib": {name: round(value, 1) for name, value in growth.items()},
         "rss_growth_mib_max": round(max(growth.values()), 1),
     }
 
 
-def percentile_ms(seconds: list[float], percent: float) -> float:
-    """A percentile of latencies, in milliseconds."""
-    return float(percentile(seconds, percent)) * 1000
-
-
 async def _run(arguments: argparse.Namespace) -> int:
-    figures = await measure(prepare("sim"), arguments)
+    figures = await measure(prepare("slow"), arguments)
     print_table([{"figure": name, "value": value} for name, value in figures.items()])
     write_results("overload", figures)
     return 0

@@ -111,7 +111,10 @@ class Ours:
     def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
         if not self._queue:
             return None
-        decision = self._policy.decide(now, self._queue.waiting(None), Engine(in_hand, engine_wait))
+        engine = Engine(in_hand, engine_wait)
+        decision = self._policy.decide(now, self._queue.waiting(None), engine)
+        if isinstance(decision, Wait) and self._queue.refuse(None, decision.hopeless):
+            decision = self._policy.decide(now, self._queue.waiting(None), engine)
         if isinstance(decision, Cut):
             self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
             return self._queue.take(None, decision.rows, now, decision.hopeless)[0]

@@ -29,7 +29,10 @@ def looked_into(plan: Plan, node: str) -> frozenset[str]:
 def missing(plan: Plan, node: str, envs: Iterable[Mapping[str, Tensor]]) -> frozenset[str]:
     """The values that are to be read from the store before going on behind a node, or firing a join."""
     away = {key for env in envs for key, tensor in env.items() if tensor.ref is not None}
-    return looked_into(plan, node) & away if away and node in plan.by_name else frozenset()
+    try:
+        return looked_into(plan, node) & away if away else frozenset()
+    except (KeyError, IndexError):  # a plan that makes no sense: going on says so
+        return frozenset()
 
 
 def movable(plan: Plan, emission: Emission) -> tuple[Tensor, ...]:

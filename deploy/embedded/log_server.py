@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._received = bytearray()
         self._fetch: Fetch | None = None
-        self._later: asyncio.TimerHandle | None = None
+        self._later: asyncio.Handle | None = None
         self._is_busy = False  # a request is not answered yet
         self._is_serving = False  # the loop of _serve is running, and goes on by itself
 
@@ -102,15 +102,18 @@ class Connection(asyncio.Protocol):
             self._fetch = Fetch(request, self._server.store, self._server.faults, self._answer)
             self._fetch.begin()
         else:
-            self._answer(self._server.handlers.handle(request))
+            self._answer(self._server.handlers.handle(request), yields=request.api is Api.PRODUCE)
 
-    def _answer(self, response: bytes | None) -> None:
+    def _answer(self, response: bytes | None, *, yields: bool = False) -> None:
+        """Send an answer; one that `yields` lets those go first who wait for what was appended."""
         self._fetch = None
         seconds = self._server.faults.settle()
         if seconds is None:
             self.close()
         elif seconds > 0:
             self._later = asyncio.get_running_loop().call_later(seconds, self._send, response)
+        elif yields:
+            self._later = asyncio.get_running_loop().call_soon(self._send, response)
         else:
             self._send(response)
 

@@ -58,7 +58,8 @@ class Clients:
     async def topic(self, partitions: int = 1, settings: Mapping[str, str] | None = None) -> str:
         """A new topic that clients can use."""
         name, admin = unique_name("topic"), await self.admin()
-        answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=dict(settings or {}))])
+        kept = {"retention.ms": "-1", **(settings or {})}  # records here are of 1970: the next sweep would remove them
+        answer = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=kept)])
         assert answer.topic_errors[0][1] == 0, answer
 
         with RawClient(self.bootstrap) as raw:  # clients would wait for leaders; what is sent raw needs them now

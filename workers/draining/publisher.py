@@ -34,6 +34,7 @@ BUFFER_BYTES = 64 * 1024 * 1024
 """Unacknowledged response bytes above which no further batch is launched."""
 ACK_SECONDS = 30.0
 """Without an acknowledgement for so long a batch is sent again; one partition's silence replaces no producer."""
+_DELAY_WEIGHT, _MOST_DELAY_SECONDS = 0.05, 0.1  # of one send in the average; one that hangs says nothing about others
 DESTINATION_BYTES = BUFFER_BYTES // 4
 """What one destination may have of that once it has stalled."""
 STALLED_SECONDS = 2.0
@@ -82,6 +83,8 @@ class Publisher:
         self._rebuilding = asyncio.Lock()
         self._generation = 0
         self._acked_at = clock.monotonic()
+        self.delay_seconds = 0.0
+        """From a send to its acknowledgement, lately: about what a response travels to its reader."""
         self._silent: dict[tuple[str, int], float] = {}
         """When destinations that take nothing are tried again."""
         self.waiting_bytes = 0
@@ -218,7 +221,7 @@ class Publisher:
     async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> _End:
         """Return what became of the records; TOO_LARGE when one of them is."""
         for attempt in itertools.count():
-            generation, sent_ms = self._generation, self._clock.unix_ms()
+            generation, sent_ms, sent = self._generation, self._clock.unix_ms(), self._clock.monotonic()
             try:
                 ack = await self._producer.publish_many(
                     destination.topic, destination.partition, records, timeout_seconds=ACK_SECONDS
@@ -243,6 +246,8 @@ class Publisher:
             else:
                 if ack is not None:
                     self._acked_at = self._clock.monotonic()
+                    seconds = min(self._acked_at - sent, _MOST_DELAY_SECONDS)
+                    self.delay_seconds += _DELAY_WEIGHT * (seconds - self.delay_seconds)
                     self._acked(ack, sent_ms)
                 return _End.ACKNOWLEDGED
         raise AssertionError("unreachable: attempts do not end")

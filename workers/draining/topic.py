@@ -74,6 +74,10 @@ class TopicDrain:
         """Whether more records can be taken; may wait a while for it."""
         return True
 
+    def _most(self) -> int:
+        """How many records are to be taken in one go."""
+        return self._settings.poll_records
+
     def _is_full(self, claim: Claim) -> bool:
         """Whether a claim waits until some of its records are answered."""
         return claim.tracker.unanswered >= self._settings.max_unanswered
@@ -218,7 +222,7 @@ class TopicDrain:
             return
         chosen = () if len(open_claims) == len(self._claims) else open_claims
         try:
-            found = await self._reader.poll(*chosen, max_records=self._settings.poll_records, timeout_ms=POLL_MS)
+            found = await self._reader.poll(*chosen, max_records=self._most(), timeout_ms=POLL_MS)
         except OffsetOutOfRange as exc:
             await self._reposition(exc.partitions)
             return

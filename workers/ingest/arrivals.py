@@ -110,6 +110,11 @@ class Arrivals:
         """Rows that wait for a batch."""
         return self._batcher.waiting_rows
 
+    @property
+    def room_rows(self) -> int:
+        """How many more rows are to be taken, at least one."""
+        return self._batcher.room_rows
+
     async def wait_for_room(self) -> None:
         """Return when more can be taken."""
         await self._batcher.wait_for_room()

@@ -200,6 +200,20 @@ class BatchQueue:
             self._take_from(lanes[0], key, (ready, dropped), room, limit)
         return ready, dropped
 
+    def refuse(self, key: Hashable, limit: float) -> list[Delivery]:
+        """Take out what is most urgent and has its deadline before `limit`."""
+        dropped: list[Delivery] = []
+        for number, lane in enumerate(self._lanes):
+            line = lane.get(key)
+            while line is not None and line.rows and line.head().deadline < limit:
+                head = line.pop()
+                dropped.append(head)
+                self.rows -= head.rows
+                self._drawn[number] += head.rows / SHARES[number]
+            if line is not None and not line.rows:
+                del lane[key]
+        return dropped
+
     def _drawn_lane(self, lanes: list[int], key: Hashable, now: float) -> int:
         for number in reversed(lanes):
             if number and _is_old(self._lanes[number][key].head(), now):

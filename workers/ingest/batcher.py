@@ -39,7 +39,6 @@ _EXPIRED = "the time to live ended before a batch took the request"
 _HOPELESS = "the time to live would have ended before the result"
 _FULL = "the worker's queue is full; try again later"
 
-
 _refused, _late = metrics.DEADLINE_MISSES.labels("refused"), metrics.DEADLINE_MISSES.labels("late")
 
 
@@ -75,6 +74,7 @@ class Batcher:
         self._in_flight: dict[int, Flight] = {}
         self._alarm = Alarm(self.pump)
         self._arrived_rows = 0
+        self._is_stale = False
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
         self._limit, self._rejects = spec.max_queue_rows, False
@@ -184,6 +184,11 @@ class Batcher:
         self.queue.put_groups(isolate.singles(parts))
         self.pump()
 
+    @property
+    def room_rows(self) -> int:
+        """How many more rows the queue is to have, at least one."""
+        return self._limit if self._rejects else max(1, self._limit - self.queue.rows)
+
     def look(self) -> None:
         """Note what has arrived, say whether the queue takes more, and let streams go on that had no room."""
         if self._arrived_rows:
@@ -192,8 +197,8 @@ class Batcher:
         self._streams.resume()
         if self.queue.rows >= self._limit and not self._rejects:
             self._room.clear()
-        elif self.queue.rows <= self._limit // 2 or self._rejects:
-            self._room.set()
+        elif self.queue.rows <= self._limit // 2 or self._rejects or self._is_stale:
+            self._room.set()  # of a queue that grows stale half may not be worth a batch; the log has fresher ones
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
@@ -201,10 +206,12 @@ class Batcher:
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
-        engine = self._launcher.engine(now)
+        engine = self._launcher.engine(now)._replace(way_back=self._responder.way_back_seconds)
         until = math.inf
         for key in self.queue.next_keys(now):
             decision = self._policy.decide(now, self.queue.waiting(key), engine)
+            if isinstance(decision, Wait) and self._refuse_all(self.queue.refuse(key, decision.hopeless), now):
+                decision = self._policy.decide(now, self.queue.waiting(key), engine)
             if isinstance(decision, Cut):
                 return self._cut(key, decision, now), decision.reason
             if isinstance(decision, Wait):
@@ -216,9 +223,15 @@ class Batcher:
 
     def _cut(self, key: Hashable, cut: Cut, now: float) -> list[Delivery]:
         ready, dropped = self.queue.take(key, cut.rows, now, cut.hopeless)
+        self._refuse_all(dropped, now)
+        return self._living(ready, now)
+
+    def _refuse_all(self, dropped: Sequence[Delivery], now: float) -> bool:
+        """Answer those that cannot be in time; whether there were any."""
+        self._is_stale = bool(dropped)
         for delivery in dropped:
             self._refuse_late(delivery, _EXPIRED if delivery.deadline <= now else _HOPELESS)
-        return self._living(ready, now)
+        return self._is_stale
 
     def _refuse_late(self, delivery: Delivery, message: str) -> None:
         _refused.inc(delivery.rows)
@@ -316,8 +329,9 @@ class Batcher:
         outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
         now, late = self._clock.monotonic(), 0
+        arrives = now + self._responder.way_back_seconds
         for index, delivery in enumerate(flight.deliveries):
-            if delivery.deadline < now:
+            if delivery.deadline < arrives:
                 late += delivery.rows
             receipt = flight.receipt(delivery, now, self._worker, device)
             try:

@@ -40,6 +40,11 @@ class Batches(Protocol):
         """Rows that wait for a batch."""
         ...
 
+    @property
+    def room_rows(self) -> int:
+        """How many more rows are to be taken, at least one."""
+        ...
+
     async def wait_for_room(self) -> None:
         """Return when more can be taken."""
 
@@ -117,6 +122,9 @@ class Drain(TopicDrain):
         except TimeoutError:
             return False
         return True
+
+    def _most(self) -> int:
+        return min(super()._most(), self._batcher.room_rows)
 
     async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put

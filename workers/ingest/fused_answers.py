@@ -29,6 +29,11 @@ class FusedAnswers:
         """What a step yields stays here: its parts are joined."""
         return True
 
+    @property
+    def way_back_seconds(self) -> float:
+        """A step's outputs are where they are needed already."""
+        return 0.0
+
     def count_successes(self) -> None:
         """Steps are no responses."""
 

@@ -161,6 +161,11 @@ class Fusion:
         """Whether the queue of every model takes more."""
         return all(model.batcher.has_room for model in self.models.values())
 
+    @property
+    def room_rows(self) -> int:
+        """How many more rows the fullest queue is to have, at least one."""
+        return min(model.batcher.room_rows for model in self.models.values())
+
     def _taken(self, run: _Run, emit: Callable[[], Iterable[Emission]]) -> list[Ask]:
         try:
             return run.job.take(emit())

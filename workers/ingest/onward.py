@@ -128,6 +128,8 @@ class Onward:
         if node is None or node.model != self._key:
             text = f"plan {plan.digest} has no step {hop.step!r} for {self._key}"
             return [Answer(failure=Failure(Status.INVALID, text, hop.step))]
+        if isinstance(outcome, Failure) and outcome.status is Status.CANCELLED:  # the job is, not only this step of it
+            return [Answer(failure=outcome)]
         try:
             return advance(plan, hop.step, hop.branch, outcome, carried, spared=count_spared)
         except Exception as exc:  # let through, it would leave the job without an outcome for ever

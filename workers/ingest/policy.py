@@ -41,10 +41,11 @@ class Waiting(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """Batches that the engine holds, and seconds until it is expected to be free."""
+    """Batches that the engine holds, seconds until it is expected to be free, and how long an answer then travels."""
 
     in_hand: int
     wait: float
+    way_back: float = 0.0
 
 
 class Cut(NamedTuple):
@@ -56,9 +57,13 @@ class Cut(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Decide again at `until` (monotonic seconds), or when something changes."""
+    """Decide again at `until` (monotonic seconds), or when something changes.
+
+    Requests whose deadline is before `hopeless` need not wait for that: they can be refused now, and leave room.
+    """
 
     until: float
+    hopeless: float = -math.inf
 
 
 class Hold(NamedTuple):
@@ -70,15 +75,22 @@ _HOLD = Hold()
 
 
 class MissGuard:
-    """Lowers the cap on batch sizes while answers come late, and raises it again with care."""
+    """Lowers the cap on batch sizes while answers come late, and raises it again with care.
+
+    Under overload every request that is taken is about to expire, and no smaller batch would save it. So there is a
+    margin, too, by which requests must be better than predicted: others wait that are.
+    """
 
     WINDOW_SECONDS = 5.0
     CLEAN_WINDOWS = 20
     TOLERATED = 0.01
+    MARGINS = (0.002, 0.05)
+    """The first step of the margin and its end, in seconds; it doubles, and shrinks by a tenth per clean window."""
 
     def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
         self.cap = buckets.top
+        self.margin = 0.0
         self._answered = self._late = self._clean = 0
         self._window_ends = 0.0
 
@@ -92,11 +104,13 @@ class MissGuard:
         """Draw the conclusion from a window and begin the next; the cap does not fall below `floor`."""
         if self._late > self.TOLERATED * self._answered:
             self._clean = 0
+            self.margin = min(max(2 * self.margin, self.MARGINS[0]), self.MARGINS[1])
             lower = min(self._buckets.below(self.cap), int(self.cap * 0.9))
             self.cap = max(1, min(self.cap, max(lower, floor)))
-        elif self._answered and self.cap < self._buckets.top:
+        elif self._answered:
             self._clean += 1
-            if self._clean >= self.CLEAN_WINDOWS:
+            self.margin = 0.9 * self.margin if self.margin > self.MARGINS[0] else 0.0
+            if self._clean >= self.CLEAN_WINDOWS and self.cap < self._buckets.top:
                 self._clean = 0
                 self.cap = self._buckets.up(self.cap + 1)
         self._answered = self._late = 0
@@ -201,12 +215,12 @@ class Policy:
         if not waiting.rows or engine.in_hand >= DEPTH:
             return _HOLD
         cap = self.cap
-        rows, hopeless = self._in_time(now, min(waiting.rows, cap), waiting, engine.wait)
+        rows, hopeless = self._in_time(now, min(waiting.rows, cap), waiting, engine.wait + engine.way_back)
         if engine.in_hand:
             # A request that has to wait out the running batch may be hopeless now; one that comes later is not.
             until = now + engine.wait - _LEAD_SECONDS
             if (rows < cap or waiting.deadline < hopeless) and self._is_awaited(now, until):
-                return Wait(until)
+                return Wait(until, hopeless)
         if rows >= min(self._knee, cap):
             return self._cut(rows, "full", hopeless)
         if rows < min(waiting.rows, cap):
@@ -219,7 +233,7 @@ class Policy:
         """How many rows can be answered in time, and the deadline before which a request cannot."""
         if not self.table.may_refuse(now):
             return rows, now
-        p99, ready, deadline = self.table.p99, now + wait + self._slack, waiting.deadline
+        p99, ready, deadline = self.table.p99, now + wait + self._slack + self.guard.margin, waiting.deadline
         if ready + p99(rows) > deadline:
             least = self.sustaining(now, deadline - waiting.oldest)
             while rows > least and ready + p99(rows) > deadline:

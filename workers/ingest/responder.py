@@ -70,6 +70,11 @@ class Responder:
         """Where results go that do not fit into a record; without it they end as INTERNAL."""
 
     @property
+    def way_back_seconds(self) -> float:
+        """How long an answer travels, about."""
+        return self._publisher.delay_seconds
+
+    @property
     def has_room(self) -> bool:
         """Whether further results may be produced."""
         return self._publisher.has_room

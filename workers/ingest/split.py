@@ -110,6 +110,11 @@ class Answering(Protocol):
         """Whether streams may go on."""
         ...
 
+    @property
+    def way_back_seconds(self) -> float:
+        """How long an answer travels, about."""
+        ...
+
     def count_successes(self) -> None:
         """A batch has been answered."""
 
@@ -143,6 +148,11 @@ class Answers:
     def device(self) -> str:
         """Where the engine says it runs."""
         return self._responder.device
+
+    @property
+    def way_back_seconds(self) -> float:
+        """How long an answer travels, about."""
+        return self._responder.way_back_seconds
 
     def succeed(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """Answer OK, for a part when all others have their results too."""

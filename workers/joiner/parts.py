@@ -16,7 +16,6 @@ from functools import partial
 import msgspec
 
 from contracts.adapters.kafka import Partition, Reader, Record
-from contracts.advance import is_ready
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
@@ -28,7 +27,7 @@ from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
 from workers.joiner.join import Fire, Mark, Patience, Why
-from workers.joiner.records import arrival_of, emissions_of, marker_record, unknown_plan
+from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record, unknown_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import JoinTable
 from workers.joiner.tools import Tools
@@ -162,7 +161,7 @@ class Parts(TopicDrain):
         if plan is None:
             self._without_plan(desk, record, headers)
             return
-        arrival = arrival_of(headers, record, plan)
+        arrival = arrival_of(headers, record, plan) if plan.pipeline == self._key else None
         if arrival is None:
             self._unusable(desk, record, f"plan {plan.digest} has no such branch")
             return

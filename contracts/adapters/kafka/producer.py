@@ -22,10 +22,12 @@ from contracts.adapters.kafka.connection import (
     Ack,
     AckUnknown,
     Outgoing,
+    Partition,
     TopicMissing,
     connection_options,
     translate,
 )
+from contracts.adapters.kafka.direct import Direct
 from contracts.errors import InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
 
@@ -38,6 +40,7 @@ class Producer:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
+        self._direct: Direct | None = None
         self._topics: set[str] = set()
         self._partitions: dict[str, int] = {}
 
@@ -58,14 +61,18 @@ class Producer:
                 await producer.stop()
             raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
         self._producer = producer
+        self._direct = Direct(producer)
 
     async def close(self) -> None:
         """Send what is pending, for at most a few seconds, and disconnect; idempotent."""
         producer, self._producer = self._producer, None
+        direct, self._direct = self._direct, None
         if producer is not None:
             with contextlib.suppress(*FAILURES):
                 async with asyncio.timeout(STOP_SECONDS):
                     await producer.stop()
+        if direct is not None:
+            await direct.close()
 
     async def rebuild(self) -> None:
         """Start over with a new producer identity; records not acknowledged so far must be sent again."""
@@ -156,7 +163,10 @@ class Producer:
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
 
     async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
-        """Queue a batch behind the one before it, for as long as that takes: the library gives up sooner."""
+        """Send a batch, or queue it behind the one before it for as long as that takes: the library gives up sooner."""
+        at_once = self._direct.send(batch, Partition(topic, partition)) if self._direct is not None else None
+        if at_once is not None:
+            return asyncio.shield(at_once)
         while True:
             try:
                 future: asyncio.Future[Any] = await self._live.send_batch(batch, topic, partition=partition)

@@ -1,10 +1,10 @@
 """Reading partitions that somebody else assigned.
 
-What to know about aiokafka 0.14: a second `assign()` throws away positions, pauses, buffers and running fetches of
-*all* partitions, so a reader assigns whole topics once, paused, and a claim is `seek` + `resume`. `getmany` moves the
-position when it returns: what its caller then drops is never seen again, so a poll is never cancelled and never wrapped
-in a timeout. One fetch per broker is under way at a time, and a resumed partition waits for the running long poll:
-hence the short `fetch_max_wait_ms`.
+The library's consumer knows the brokers and commits; the records are fetched by `Fetcher`, so to the consumer all
+partitions are paused for good. A reader assigns whole topics once, and a claim is `seek` + `resume`. A poll moves the
+position when it returns: what its caller then drops is never seen again, so it is never cancelled and never wrapped in
+a timeout. One fetch per broker is under way at a time, and a resumed partition waits for the running long poll: hence
+its short wait.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import gzip
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
 
 from contracts.adapters.kafka.connection import (
     FAILURES,
-    MAX_REQUEST_BYTES,
     STOP_SECONDS,
     OffsetOutOfRange,
     Partition,
@@ -28,6 +28,7 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
+from contracts.adapters.kafka.fetching import Fetcher
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
 
@@ -37,8 +38,6 @@ _unreadable = (
     kafka_errors.UnsupportedCodecError,
     gzip.BadGzipFile,  # an OSError, as if the connection had failed
 )
-FETCH_WAIT_MS = 50
-FETCH_BYTES = 16 * 1024 * 1024
 
 
 class Reader:
@@ -48,6 +47,7 @@ class Reader:
         self._settings = settings
         self._group = group
         self._consumer: AIOKafkaConsumer | None = None
+        self._fetcher: Fetcher | None = None
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
@@ -56,9 +56,6 @@ class Reader:
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            fetch_max_bytes=FETCH_BYTES,
-            max_partition_fetch_bytes=2 * MAX_REQUEST_BYTES,
         )
         try:
             await consumer.start()
@@ -67,10 +64,14 @@ class Reader:
                 await consumer.stop()
             raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
         self._consumer = consumer
+        self._fetcher = Fetcher(consumer._client)  # noqa: SLF001 - nothing else leads to its connections
 
     async def close(self) -> None:
         """Disconnect, within a few seconds; idempotent. Commits nothing."""
         consumer, self._consumer = self._consumer, None
+        fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            await fetcher.close()
         if consumer is not None:
             with contextlib.suppress(*FAILURES):
                 async with asyncio.timeout(STOP_SECONDS):
@@ -83,33 +84,41 @@ class Reader:
             raise TransportError(msg)
         return self._consumer
 
+    @property
+    def _reading(self) -> Fetcher:
+        if self._fetcher is None:
+            msg = "the reader is not open"
+            raise TransportError(msg)
+        return self._fetcher
+
     def assign(self, partitions: Sequence[Partition]) -> None:
         """Make exactly these partitions readable, all paused; ends every earlier claim of this reader.
 
-        No await may come between the three steps, or a fetch would start at a position that nobody chose.
+        No await may come between the library's three steps, or it would fetch too.
         """
         consumer = self._live
         consumer.assign(partitions)
         consumer.pause(*partitions)
         for partition in partitions:
             consumer.seek(partition, 0)
+        self._reading.assign(partitions)
 
     def begin(self, partition: Partition, offset: int) -> None:
         """Read a partition from `offset` on."""
-        self._live.seek(partition, offset)
-        self._live.resume(partition)
+        self._reading.seek(partition, offset)
+        self._reading.resume([partition])
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Move a partition's position."""
-        self._live.seek(partition, offset)
+        self._reading.seek(partition, offset)
 
     def pause(self, *partitions: Partition) -> None:
         """Stop fetching; what was fetched but not taken is thrown away and fetched again on resume."""
-        self._live.pause(*partitions)
+        self._reading.pause(partitions)
 
     def resume(self, *partitions: Partition) -> None:
         """Go on fetching."""
-        self._live.resume(*partitions)
+        self._reading.resume(partitions)
 
     async def poll(
         self, *partitions: Partition, max_records: int | None = None, timeout_ms: int = 100
@@ -119,9 +128,7 @@ class Reader:
         Raises OffsetOutOfRange, UnreadableRecord and TransportError.
         """
         try:
-            found: dict[Partition, list[Record]] = await self._live.getmany(
-                *partitions, timeout_ms=timeout_ms, max_records=max_records
-            )
+            found = await self._reading.poll(partitions, max_records, timeout_ms)
         except kafka_errors.OffsetOutOfRangeError as exc:
             raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
         except _unreadable as exc:
@@ -129,10 +136,12 @@ class Reader:
             raise UnreadableRecord(msg) from exc
         except FAILURES as exc:
             raise translate(exc, "fetching") from exc
+        except TransportError:
+            raise
         except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
             msg = f"a record cannot be read: {type(exc).__name__}"
             raise UnreadableRecord(msg) from exc
-        return found
+        return cast("dict[Partition, list[Record]]", found)
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """For each partition the first offset of its log and the one after its last."""

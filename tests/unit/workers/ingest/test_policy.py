@@ -50,7 +50,15 @@ def test_a_full_batch_is_ready_before_the_engine_is() -> None:
 
 
 def test_the_ready_batch_stays_open_until_shortly_before_the_engine_frees() -> None:
-    assert policy(rate=2000).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008)) == Wait(5.007)
+    decision = policy(rate=2000).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008))
+    assert isinstance(decision, Wait)
+    assert decision.until == 5.007
+
+
+def test_who_cannot_outlast_the_running_batch_need_not_wait_for_its_end() -> None:
+    decision = policy(rate=2000).decide(5.0, Waiting(10, 4.999, 5.01), Engine(1, 0.008))
+    assert isinstance(decision, Wait)
+    assert decision.hopeless > 5.01
 
 
 def test_the_ready_batch_is_closed_when_nobody_else_is_expected() -> None:
@@ -171,7 +179,7 @@ loads = st.builds(
     oldest=st.floats(4.0, 5.0),
     deadline=st.floats(5.0, 40.0, exclude_min=True),
 )
-engines = st.builds(Engine, in_hand=st.integers(0, 3), wait=st.floats(0, 0.05))
+engines = st.builds(Engine, in_hand=st.integers(0, 3), wait=st.floats(0, 0.05), way_back=st.floats(0, 0.1))
 knobs = st.builds(
     BatchingSpec,
     max_batch_size=st.integers(8, 200),
@@ -227,6 +235,26 @@ def test_the_usual_buckets() -> None:
     assert bucket_sizes(128) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
     assert bucket_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert bucket_sizes(64, (8, 32)) == (8, 32)
+
+
+def test_a_request_must_be_as_much_earlier_as_its_answer_travels() -> None:
+    near = policy(rate=2000).decide(5.0, Waiting(64, 4.9, 35.0), IDLE)
+    far = policy(rate=2000).decide(5.0, Waiting(64, 4.9, 35.0), Engine(0, 0.0, 0.02))
+    assert isinstance(near, Cut)
+    assert isinstance(far, Cut)
+    assert far.hopeless - near.hopeless == pytest.approx(0.02)
+
+
+def test_late_answers_widen_the_margin_and_clean_windows_narrow_it() -> None:
+    guard = MissGuard(Buckets((1, 64)))
+    for window in range(1, 10):
+        guard.observe(5.0 * window, 100, 50)
+        guard.judge(5.0 * window, 64)
+    assert guard.margin == MissGuard.MARGINS[1]
+    for window in range(10, 60):
+        guard.observe(5.0 * window, 100, 0)
+        guard.judge(5.0 * window, 64)
+    assert guard.margin == 0.0
 
 
 def test_a_batch_that_found_no_memory_is_halved_for_good_and_only_smaller_ones_lower_it_again() -> None:

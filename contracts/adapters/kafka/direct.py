@@ -1,0 +1,143 @@
+"""Sending batches without the library's detours.
+
+The library's queue wakes a task, which starts another that sends: half a dozen turns of the event loop for a lone
+request. Here the queue is emptied in the loop's next turn, so that what comes in one turn leaves in one request, and
+written to the connection there and then. The batches are numbered by the library, and broker and partitions are marked
+as busy, so what comes meanwhile gathers in its queue. Whatever is out of the ordinary is left to the library: a leader
+that is not known or not connected, and the next attempt after one that failed, under the same number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
+from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.producer.sender import SendProduceReqHandler
+
+from contracts.adapters.kafka import wire
+from contracts.adapters.kafka.connection import Partition
+
+_Batches = dict[Partition, MessageBatch]
+
+
+class Direct:
+    """First attempts of one producer; all of this is beneath the library's surface."""
+
+    # ruff: noqa: SLF001
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._client = producer.client
+        self._sender = producer._sender
+        self._queue = producer._message_accumulator
+        self._loop = asyncio.get_running_loop()
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._is_flushing = False
+
+    async def close(self) -> None:
+        """Give up what is not acknowledged."""
+        attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+
+    def send(self, builder: Any, partition: Partition) -> asyncio.Future[Any] | None:
+        """Send a batch in the loop's next turn and return the future of its acknowledgement.
+
+        None when it must be queued the library's way. Whoever waits for the future must shield it: it is not theirs.
+        """
+        queue = self._queue
+        if queue._closed or queue._exception is not None or partition in queue._batches:
+            return None
+        batch = MessageBatch(partition, builder, queue._batch_ttl, 0)
+        queue._batches[partition].append(batch)
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
+        future: asyncio.Future[Any] = batch.future
+        return future
+
+    def _flush(self) -> None:
+        """Send what waits for a broker that is not busy."""
+        self._is_flushing = False
+        queue, sender = self._queue, self._sender
+        leader_of = self._client.cluster.leader_for_partition
+        chosen: dict[int, _Batches] = {}
+        for partition in list(queue._batches):
+            leader = leader_of(partition)
+            if partition in sender._muted_partitions or leader in sender._in_flight:
+                continue  # the end of that attempt brings us back
+            if not self._is_connected(leader) or not sender._txn_manager.has_pid():
+                if not queue._waiter_future.done():
+                    queue._waiter_future.set_result(None)
+                continue
+            chosen.setdefault(leader, {})[partition] = queue._pop_batch(partition)
+        for leader, batches in chosen.items():
+            self._begin(leader, batches)
+
+    def _is_connected(self, leader: int | None) -> bool:
+        connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
+        return connection is not None and connection.connected()
+
+    def _begin(self, leader: int, batches: _Batches) -> None:
+        sender = self._sender
+        sender._in_flight.add(leader)
+        sender._muted_partitions.update(batches)
+        data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
+        request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
+        connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
+        try:
+            answer = connection.send(request)
+        except kafka_errors.KafkaError as exc:
+            answer = _raising(exc)
+        attempt = self._loop.create_task(self._finish(leader, batches, connection, answer), name="kafka.produce")
+        self._attempts.add(attempt)
+        attempt.add_done_callback(self._attempts.discard)
+
+    async def _finish(
+        self, leader: int, batches: _Batches, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]
+    ) -> None:
+        try:
+            await _Attempt(self._sender, batches).finish(connection, answer)
+        finally:
+            self._sender._in_flight.discard(leader)
+            self._sender._muted_partitions.difference_update(batches)
+            if self._queue._batches:
+                self._flush()
+
+
+async def _raising(error: Exception) -> wire.ProduceAnswer:
+    raise error
+
+
+class _Attempt(SendProduceReqHandler):  # type: ignore[misc]  # the library has no types
+    """What the library makes of an answer; only that the request is sent already."""
+
+    async def finish(self, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]) -> None:
+        """Wait for the answer and tell the batches; those for which the next attempt may succeed are queued again."""
+        try:
+            self.handle_response(await answer)
+        except TimeoutError:
+            connection.close(reason=CloseReason.CONNECTION_TIMEOUT)  # as the library does, so that it is made anew
+            self._fail(kafka_errors.RequestTimedOutError())
+        except kafka_errors.KafkaError as exc:
+            self._fail(exc)
+        if self._to_reenqueue:
+            await asyncio.sleep(self._default_backoff)
+            for batch in self._to_reenqueue:
+                self._sender._message_accumulator.reenqueue(batch)
+            await self._client._maybe_wait_metadata()
+
+    def _fail(self, error: Exception) -> None:
+        if getattr(error, "invalid_metadata", False):
+            self._client.force_metadata_update()
+        for batch in self._batches.values():
+            if self._can_retry(error, batch):
+                self._to_reenqueue.append(batch)
+            else:
+                batch.failure(exception=error)
