@@ -32,7 +32,7 @@ def texts_of(tensor: Tensor | None) -> list[str]:
 
 def renamed(tensor: Tensor, name: str) -> Tensor:
     """The same tensor by another name."""
-    return tensor if tensor.name == name else Tensor(name, tensor.datatype, tensor.shape, tensor.data)
+    return tensor if tensor.name == name else Tensor(name, tensor.datatype, tensor.shape, tensor.data, tensor.ref)
 
 
 def put_value(env: Env, step: str, tensors: Mapping[str, Tensor], used: Collection[str]) -> None:

@@ -112,7 +112,7 @@ def gathered(member: Member, context: Context) -> Inputs | Failure | Pending | S
 def _tensor(name: str, value: Tensor | Constant) -> Tensor:
     if isinstance(value, Constant):
         return value.tensor(name)
-    return Tensor(name, value.datatype, value.shape, value.data)
+    return Tensor(name, value.datatype, value.shape, value.data, value.ref)
 
 
 def first_failure(failures: Iterable[Failure], ranks: Mapping[str, int]) -> Failure | None:

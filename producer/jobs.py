@@ -17,7 +17,8 @@ from contracts.errors import Overloaded
 from contracts.messages import Hop
 from contracts.partitioner import Partitioner
 from contracts.pipelines import PipelineSpec
-from contracts.plans import Ask, Plan
+from contracts.plans import INPUT, Ask, Plan
+from contracts.references import missing
 from producer.pending import Outgoing
 from producer.plan import ModelPlan
 
@@ -28,7 +29,6 @@ class PipelinePlan(ModelPlan):
     """How jobs of one pipeline version are made."""
 
     __slots__ = ("_first", "_open", "_prefix", "plan")
-    takes_references = False  # reducers and conditions are evaluated where nobody fetches anything
 
     def __init__(
         self,
@@ -61,8 +61,9 @@ class PipelinePlan(ModelPlan):
         if plan.open_jobs is not None and self._open >= plan.open_jobs:
             msg = f"{self._open} jobs of {self.key} are open already: await some, or raise its limits.open_jobs"
             raise Overloaded(msg)
-        if not plan.is_fused:
-            request = decode_request(body)
+        request = decode_request(body)
+        given = {f"{INPUT}.{tensor.name}": tensor for tensor in request.inputs}
+        if not plan.is_fused and not missing(plan, INPUT, [given]):  # what is in the store, a joiner looks up
             emissions = start(plan, request.inputs, request.parameters)
             if len(emissions) == 1 and isinstance(emissions[0], Ask):
                 records = outbound(

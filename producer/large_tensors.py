@@ -45,8 +45,6 @@ class LargeTensors:
         except TooLarge:
             if self._blobs is None:
                 raise
-        if not plan.takes_references:
-            return plan.encode(inputs, parameters)
         tensors = plan.tensors(inputs, parameters, limit=None)
         stored = await self._blobs.store(tensors, each=self._each, total=MAX_INLINE_BYTES)
         if self._is_closed:  # meanwhile: nobody would wait for the response

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import NamedTuple, TypedDict, Unpack
 
 from contracts.codec import STREAM, encode_sequence
 from contracts.errors import DeadlineExceeded
 from contracts.messages import Parameters, Response, SequenceStep
 from producer.directory import Directory
+from producer.large_tensors import LargeTensors
 from producer.parts import MAX_PARTS, Parts
 from producer.pending import Pending, Waiter
 from producer.plan import Inputs, ModelPlan
@@ -56,6 +58,7 @@ class LastingCalls:
     _tombstones: Tombstones
     _pending: Pending
     _directory: Directory
+    _large: LargeTensors
 
     def sequence(self, model: str, *, version: int | None = None, sequence_id: str | None = None) -> Sequence:
         """A sequence of requests to a model that keeps a state between them, as an async context manager.
@@ -76,7 +79,8 @@ class LastingCalls:
         def give_up(name: str) -> None:
             self._tombstones.leave(name, _GIVE_UP_MS)
 
-        return Sequence(Stepping(lambda: self._find_plan(model, version), ask, give_up), sequence_id)
+        find = partial(self._find_plan, model, version)
+        return Sequence(Stepping(find, self._large.encode, ask, give_up), sequence_id)
 
     async def stream(
         self, model: str, inputs: Inputs, **options: Unpack[StreamOptions]
@@ -91,7 +95,7 @@ class LastingCalls:
         takes longer than `idle_seconds`.
         """
         plan = await self._find_plan(model, options.get("version"))
-        body = plan.encode(inputs, options.get("parameters"))
+        body = await self._large.encode(plan, inputs, options.get("parameters"))
         changed = asyncio.Event()
         parts = Parts(changed.set, options.get("buffer_parts", MAX_PARTS))
         waiter, future = self._launch(

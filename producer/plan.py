@@ -41,8 +41,6 @@ class ModelPlan:
     """How requests for one model version are made."""
 
     __slots__ = ("_by_name", "key", "partitioner", "topic")
-    takes_references = True
-    """Whether what it takes may lie in a store: whoever reads its requests fetches it."""
 
     def __init__(
         self, key: ModelVersion, topic: str, partitioner: Partitioner, inputs: Iterable[TensorSpec] | None

@@ -21,6 +21,7 @@ class Stepping(NamedTuple):
     """The part of the client that a sequence needs."""
 
     find_plan: Callable[[], Awaitable[ModelPlan]]
+    encode: Callable[[ModelPlan, Inputs, Parameters | None], Awaitable[bytes]]
     ask: Callable[[ModelPlan, bytes, float | None, SequenceStep], Awaitable[Response]]
     give_up: Callable[[str], None]
 
@@ -66,7 +67,7 @@ class Sequence:
         if self._plan is None:
             msg = "a sequence is used in its context: `async with client.sequence(…) as sequence`"
             raise InvalidRequest(msg)
-        body = self._plan.encode(inputs, parameters)
+        body = await self._stepping.encode(self._plan, inputs, parameters)
         step = SequenceStep(self.id, start or not self._is_running, end)
         response = await self._stepping.ask(self._plan, body, ttl_seconds, step)
         if response.status is Status.OK:

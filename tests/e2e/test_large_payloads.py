@@ -165,6 +165,7 @@ async def test_a_payload_that_was_changed_is_invalid(stack: EmbeddedStack, clien
 async def test_a_store_that_is_away_ends_nothing_in_silence(stack: EmbeddedStack, client: InferenceClient) -> None:
     """The worker cannot write its result: an error that may be sent again, and the next one is served."""
     store = stack.data / "blobs"
+    store.mkdir(exist_ok=True)  # the first object makes it
     away = store.with_name("away")
     store.rename(away)
     store.write_text("not a folder")

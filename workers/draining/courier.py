@@ -105,9 +105,9 @@ class Courier:
 
         fitting = []
         for emission in emissions:
-            if large.concerns(emission):
+            if large.concerns(shipment.job.plan, emission):
                 shipment.expect(1)
-                large.put(emission, shipment.job.tenant, stored, failed)
+                large.put(shipment.job.plan, emission, shipment.job.tenant, stored, failed)
             else:
                 fitting.append(emission)
         return fitting

@@ -1,8 +1,7 @@
 """What goes from step to step and does not fit into a record: it is stored, and the record refers to it.
 
-Only what the next reader looks up by itself may become a reference: the inputs of a model, which its worker reads
-before the request is queued, and the outputs of a job, which the client reads. Values that are carried along stay in
-the record, because conditions, reducers and maps see them on the way.
+Inputs of a model, values that are carried along or sent to a join, and the outputs of a job may all become references;
+whoever looks into them reads them first (`contracts.references`, `lookups`).
 
 Tensors of an ended step are views of a slot that is used again, so they are copied before anything is awaited; copies
 count as unacknowledged bytes until they are stored, which stops launching when the store is slow.
@@ -14,13 +13,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-import msgspec
+import numpy as np
 
 from contracts.adapters.blobs import Blobs
 from contracts.errors import ConfigurationError, TransportError
 from contracts.names import DEFAULT_TENANT
 from contracts.payloads import ENVELOPE_BYTES
-from contracts.plans import Answer, Ask, Emission
+from contracts.plans import Emission, Plan
+from contracts.references import movable, moved
 from contracts.tensors import Tensor
 from workers.draining import metrics
 from workers.draining.publisher import Publisher
@@ -44,20 +44,19 @@ class LargeHops:
         self._tensor_bytes = tensor_bytes
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def concerns(self, emission: Emission) -> bool:
+    def concerns(self, plan: Plan, emission: Emission) -> bool:
         """Whether something of it has to be stored."""
-        if not isinstance(emission, (Ask, Answer)):
-            return False
-        sizes = [len(tensor.data) for tensor in _movable(emission)]
-        largest, whole = max(sizes, default=0), sum(sizes) + self._beside(emission)
-        return largest > self._tensor_bytes or (largest > 0 and whole > self._record_bytes)
+        sizes = [len(tensor.data) for tensor in movable(plan, emission)]
+        largest = max(sizes, default=0)
+        return largest > self._tensor_bytes or (largest > 0 and sum(sizes) + ENVELOPE_BYTES > self._record_bytes)
 
-    def put(self, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
+    def put(self, plan: Plan, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
         """Store what is too large; `then` gets the same emission with references, or `failed` the reason why not."""
-        copied = _copied(emission)
-        size = sum(len(tensor.data) for tensor in _movable(copied))
+        tensors = movable(plan, emission)
+        copied = moved(emission, _copies(tensors))
+        size = sum({id(tensor.data): len(tensor.data) for tensor in movable(plan, copied)}.values())
         self._publisher.hold(size)
-        work = self._store(copied, tenant or DEFAULT_TENANT, then, failed)
+        work = self._store(plan, copied, tenant or DEFAULT_TENANT, then, failed)
         task = asyncio.get_running_loop().create_task(work, name="worker.large-hop")
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._ended(task, size))
@@ -73,13 +72,9 @@ class LargeHops:
         self._tasks.discard(task)
         self._publisher.release(size)
 
-    def _beside(self, emission: Ask | Answer) -> int:
-        carried = emission.carried.values() if isinstance(emission, Ask) else ()
-        return ENVELOPE_BYTES + sum(len(tensor.data) for tensor in carried)
-
-    async def _store(self, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
+    async def _store(self, plan: Plan, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
         try:
-            small = await self._small(emission, tenant)
+            small = await self._small(plan, emission, tenant)
         except (TransportError, ConfigurationError) as exc:
             log.warning("a step's tensors could not be stored: %s", exc)
             failed(emission, f"its tensors are too large for a record and could not be stored: {exc}")
@@ -87,48 +82,50 @@ class LargeHops:
             log.exception("a step's tensors could not be stored")
             failed(emission, "its tensors are too large for a record and could not be stored")
         else:
-            stored = sum(tensor.ref.size for tensor in _movable(small) if tensor.ref is not None)
+            stored = sum(tensor.ref.size for tensor in movable(plan, small) if tensor.ref is not None)
             metrics.HOP_PAYLOADS.inc(stored)
             then(small)
 
-    async def _small(self, emission: Emission, tenant: str) -> Emission:
+    async def _small(self, plan: Plan, emission: Emission, tenant: str) -> Emission:
         for pause in _PAUSES_SECONDS:
             try:
-                return await self._attempt(emission, tenant)
+                return await self._attempt(plan, emission, tenant)
             except TransportError as exc:
                 log.info("storing a step's tensors again in %g s: %s", pause, exc)
                 await asyncio.sleep(pause)
-        return await self._attempt(emission, tenant)
+        return await self._attempt(plan, emission, tenant)
 
-    async def _attempt(self, emission: Emission, tenant: str) -> Emission:
-        assert isinstance(emission, (Ask, Answer))  # noqa: S101 - nothing else is put
-        room = max(0, self._record_bytes - self._beside(emission))
-        tensors = _movable(emission)
-        here = tuple(tensor for tensor in tensors if tensor.ref is None)
-        small = iter(await self._blobs.store(here, each=self._tensor_bytes, total=room, tenant=tenant))
-        return _with(emission, tuple(next(small) if tensor.ref is None else tensor for tensor in tensors))
-
-
-def _movable(emission: Emission) -> tuple[Tensor, ...]:
-    if isinstance(emission, Ask):
-        return emission.inputs
-    return emission.outputs if isinstance(emission, Answer) else ()
-
-
-def _with(emission: Ask | Answer, tensors: tuple[Tensor, ...]) -> Ask | Answer:
-    if isinstance(emission, Ask):
-        return msgspec.structs.replace(emission, inputs=tensors)
-    return msgspec.structs.replace(emission, outputs=tensors)
-
-
-def _copied(emission: Emission) -> Emission:
-    if isinstance(emission, Ask):
-        carried = dict(zip(emission.carried, _copies(emission.carried.values()), strict=True))
-        return msgspec.structs.replace(emission, inputs=_copies(emission.inputs), carried=carried)
-    if isinstance(emission, Answer):
-        return msgspec.structs.replace(emission, outputs=_copies(emission.outputs))
-    return emission
+    async def _attempt(self, plan: Plan, emission: Emission, tenant: str) -> Emission:
+        tensors = movable(plan, emission)
+        one_each = list({id(tensor.data): tensor for tensor in tensors if tensor.ref is None}.values())
+        twice = sum(len(tensor.data) for tensor in tensors) - sum(len(tensor.data) for tensor in one_each)
+        total = max(0, self._record_bytes - twice)
+        refs = {
+            id(tensor.data): small.ref
+            for tensor, small in zip(
+                one_each,
+                await self._blobs.store(one_each, each=self._tensor_bytes, total=total, tenant=tenant),
+                strict=True,
+            )
+        }
+        return moved(
+            emission,
+            {
+                id(tensor): Tensor(tensor.name, tensor.datatype, tensor.shape, ref=ref)
+                for tensor in tensors
+                if (ref := refs.get(id(tensor.data))) is not None
+            },
+        )
 
 
-def _copies(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(msgspec.structs.replace(tensor, data=memoryview(bytes(tensor.data))) for tensor in tensors)
+def _copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Copies of tensors by the `id` of each; one that goes both to a model and past it is copied once."""
+    data: dict[tuple[int, int], memoryview] = {}
+    copies = {}
+    for tensor in tensors:
+        if tensor.ref is None and tensor.data:
+            place = np.frombuffer(tensor.data, np.uint8).ctypes.data, len(tensor.data)
+            if place not in data:
+                data[place] = memoryview(bytes(tensor.data))
+            copies[id(tensor)] = Tensor(tensor.name, tensor.datatype, tensor.shape, data[place])
+    return copies

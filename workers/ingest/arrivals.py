@@ -3,7 +3,7 @@
 Reading happens in threads. What it brings counts against a budget until nobody holds it any more: not while it waits
 for a batch and not while the engine runs it, since a batch that is lost runs again. So a thousand large requests cost
 no more memory than the budget; the others wait as references, and small requests pass them. With `order: per_key` none
-passes an earlier one of its key.
+passes an earlier one of its key, nor a step of a sequence its predecessor.
 
 A payload that is gone, or is not what the reference says, is the request's own fault: INVALID. A store that cannot be
 reached is nobody's, and the request is tried again later.
@@ -86,7 +86,7 @@ class Arrivals:
 
     def put(self, delivery: Delivery) -> None:
         """Queue a request, now or when it is complete; call the batcher's `pump` after the last of several."""
-        if self._lines and (line := self._lines.get(delivery.origin.record.key or b"")) is not None:
+        if self._lines and (line := self._lines.get(delivery.order_key or b"")) is not None:
             line.append(delivery)
         elif delivery.is_remote:
             self._begin(delivery)
@@ -145,7 +145,7 @@ class Arrivals:
     # --- one request --------------------------------------------------------------------------------------------------
 
     def _begin(self, delivery: Delivery) -> None:
-        key = delivery.origin.record.key
+        key = delivery.order_key
         if self._keeps_order and key:
             self._lines.setdefault(key, deque())
         self._fetch_for(delivery, self._batcher.put)
@@ -163,7 +163,7 @@ class Arrivals:
         elif (error := task.exception()) is not None:  # let through, its record would have no outcome for ever
             log.error("a payload could not be taken", exc_info=error)
             self._end(delivery, Status.INTERNAL, "the payload could not be taken")
-        line = self._lines.get(delivery.origin.record.key or b"")
+        line = self._lines.get(delivery.order_key or b"")
         while line:
             following = line.popleft()
             if following.is_remote:
@@ -171,7 +171,7 @@ class Arrivals:
                 break
             self._batcher.put(following)
         else:
-            self._lines.pop(delivery.origin.record.key or b"", None)
+            self._lines.pop(delivery.order_key or b"", None)
         self._batcher.pump()
 
     async def _fetch(self, delivery: Delivery, then: Then) -> None:

@@ -48,7 +48,8 @@ class FusedPipeline(Served):
     """Runs the jobs of one pipeline in memory."""
 
     def __init__(self, plan: Plan, models: Iterable[RegisteredModel], around: Surroundings) -> None:
-        super().__init__(plan.pipeline, plan.digest, around)
+        room = around.settings.blobs.in_flight_bytes  # what goes into slots are steps, not jobs
+        super().__init__(plan.pipeline, plan.digest, around._replace(store=around.store._replace(request_bytes=room)))
         self.fusion = Fusion(
             plan,
             around.launcher,

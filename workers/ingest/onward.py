@@ -19,9 +19,11 @@ from contracts.clock import Clock
 from contracts.emissions import Job
 from contracts.messages import Hop, Ran, Receipt, RequestHeaders, Status
 from contracts.names import ModelVersion
-from contracts.plans import Answer, Emission, Failure, Outcome, Plan, Value
+from contracts.plans import Answer, Emission, Env, Failure, Outcome, Plan, Value
+from contracts.references import missing
 from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
+from workers.draining.lookups import Lookups
 from workers.draining.metrics import count_spared
 from workers.draining.plan_cache import PlanCache
 from workers.ingest.delivery import Origin
@@ -47,10 +49,13 @@ class Desk(Protocol):
 class Onward:
     """Takes the outcomes of one model version's steps."""
 
-    def __init__(self, key: ModelVersion, plans: PlanCache, courier: Courier, desk: Desk, clock: Clock) -> None:
+    def __init__(
+        self, key: ModelVersion, plans: PlanCache, courier: Courier, lookups: Lookups, desk: Desk, clock: Clock
+    ) -> None:
         self._key = key
         self._plans = plans
         self._courier = courier
+        self._lookups = lookups
         self._desk = desk
         self._clock = clock
 
@@ -60,8 +65,8 @@ class Onward:
 
     def succeed(self, origin: Origin, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """The model answered. The outputs may be views: what is needed of them is copied before this returns."""
-        hop = _hop(origin)
-        if self._plans.get(hop.plan) is None:
+        hop, plan = _hop(origin), self._plans.get(_hop(origin).plan)
+        if plan is None or missing(plan, hop.step, [_carried(origin)]):
             outputs = tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in outputs)
         outcome = Value({tensor.name: tensor for tensor in outputs})
         self._plans.when(hop.plan, partial(self._go_on, origin, outcome, receipt))
@@ -98,17 +103,27 @@ class Onward:
         if plan is None:
             self._unknown_plan(origin, leg.headers, hop)
             return
-        job = Job.of(leg.headers, plan)
-        self._courier.send(
-            job,
-            self._next(plan, hop, outcome, leg.carried),
-            leg.deadline,
-            lambda _: origin.claim.answered(origin.record.offset),
-            ran=Ran(hop.step, receipt, hop.branch),
-            unroutable=partial(self._desk.unroutable, origin),
+
+        def send(emissions: list[Emission]) -> None:
+            self._courier.send(
+                Job.of(leg.headers, plan),
+                emissions,
+                leg.deadline,
+                lambda _: origin.claim.answered(origin.record.offset),
+                ran=Ran(hop.step, receipt, hop.branch),
+                unroutable=partial(self._desk.unroutable, origin),
+            )
+
+        self._lookups.when(
+            plan,
+            hop.step,
+            [_carried(origin)],
+            leg.headers.tenant,
+            lambda envs: send(self._next(plan, hop, outcome, envs[0])),
+            lambda failure: send([Answer(failure=failure)]),
         )
 
-    def _next(self, plan: Plan, hop: Hop, outcome: Outcome, carried: tuple[Tensor, ...]) -> list[Emission]:
+    def _next(self, plan: Plan, hop: Hop, outcome: Outcome, carried: Env) -> list[Emission]:
         node = plan.by_name.get(hop.step)
         if node is None or node.model != self._key:
             text = f"plan {plan.digest} has no step {hop.step!r} for {self._key}"
@@ -116,8 +131,7 @@ class Onward:
         if isinstance(outcome, Failure) and outcome.status is Status.CANCELLED:  # the job is, not only this step of it
             return [Answer(failure=outcome)]
         try:
-            carried_env = {tensor.name: tensor for tensor in carried}
-            return advance(plan, hop.step, hop.branch, outcome, carried_env, spared=count_spared)
+            return advance(plan, hop.step, hop.branch, outcome, carried, spared=count_spared)
         except Exception as exc:  # let through, it would leave the job without an outcome for ever
             log.exception("job %s cannot go on behind %s", hop.job, hop.step)
             text = f"what follows could not be found: {type(exc).__name__}"
@@ -134,6 +148,10 @@ class Onward:
             lambda _: origin.claim.answered(origin.record.offset),
             unroutable=partial(self._desk.unroutable, origin),
         )
+
+
+def _carried(origin: Origin) -> Env:
+    return {} if origin.leg is None else {tensor.name: tensor for tensor in origin.leg.carried}
 
 
 def _hop(origin: Origin) -> Hop:

@@ -27,6 +27,7 @@ from contracts.pool import Lease
 from contracts.service import Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
@@ -65,6 +66,7 @@ class Surroundings(NamedTuple):
     publisher: Publisher
     plans: PlanCache
     courier: Courier
+    lookups: Lookups
     broker_time: BrokerTime
     launcher: Launcher
     send: Callable[[Batch | Continue | Forget], None]
@@ -152,7 +154,7 @@ class Served:
             retry_delays=around.settings.worker.retry_delays_seconds,
         )
         responder.large_results = around.large_results
-        responder.onward = Onward(key, around.plans, around.courier, responder, around.clock)
+        responder.onward = Onward(key, around.plans, around.courier, around.lookups, responder, around.clock)
         return responder
 
     def _build_forwarder(self) -> Forwarder:
@@ -216,5 +218,5 @@ class ServedModel(Served):
         super().__init__(model.key, model.digest, around)
         validator = Validator(model.spec)
         intake = Intake(model.key, validator, self.responder, around.clock, around.broker_time)
-        order = model.spec.batching.order
-        self._serve(intake, self._batcher(model, self.responder), validator, keeps_order=order == "per_key")
+        keeps_order = model.spec.batching.order == "per_key" or model.spec.sequences is not None
+        self._serve(intake, self._batcher(model, self.responder), validator, keeps_order=keeps_order)

@@ -33,6 +33,7 @@ from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
 from workers.draining.large_hops import LargeHops
+from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
@@ -129,6 +130,7 @@ class Worker:
         broker_time = BrokerTime(self._clock)
         self._publisher = Publisher(self._producer, self._clock, broker_time.observe, self._launcher.pump)
         self._blobs = blobs = Blobs.from_settings(self._settings.blobs)
+        self._lookups = Lookups(blobs, self._settings.blobs.in_flight_bytes)
         self._large_results = None if blobs is None else LargeResults(blobs, self._publisher)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
         self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
@@ -145,6 +147,7 @@ class Worker:
             publisher=self._publisher,
             plans=self._plans,
             courier=self._build_courier(),
+            lookups=self._lookups,
             broker_time=broker_time,
             launcher=self._launcher,
             send=self._link.send,
@@ -280,7 +283,7 @@ class Worker:
         if self._started:
             await self._tenure.stop()
             await self._plans.stop()
-            for large in (self._large_results, self._large_hops):
+            for large in (self._large_results, self._large_hops, self._lookups):
                 if large is not None:
                     await large.stop()
             await self._publisher.stop()

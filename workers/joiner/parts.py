@@ -13,18 +13,20 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from contracts.adapters.kafka import Partition, Reader, Record
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
 from contracts.parts import PartHeaders, PartKind, decode_marker, decode_part_headers
-from contracts.plans import Plan
+from contracts.plans import Answer, Emission, Env, Plan
 from workers.draining.claim import Claim
 from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
-from workers.joiner.join import Fire, Mark, Patience
+from workers.joiner.join import Fire, Mark, Patience, Why
 from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record, unknown_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import JoinTable
@@ -242,12 +244,30 @@ class Parts(TopicDrain):
 
     def _fire(self, desk: Desk, decision: Fire) -> None:
         metrics.FIRED.labels(decision.why.name.lower()).inc()
-        job = Job.of(decision.headers.request, decision.plan)
-        left = (decision.deadline_ms - self._now_ms()) / 1000
         desk.begin()
+        if decision.why in (Why.CANCELLED, Why.REFUSED):
+            self._send(desk, decision, emissions_of(decision))
+            return
+
+        def complete(envs: Sequence[Env]) -> None:
+            parts = zip(decision.parts.items(), envs, strict=True)
+            whole = {source: msgspec.structs.replace(part, env=env) for (source, part), env in parts}
+            self._send(desk, decision, emissions_of(decision._replace(parts=whole), count_spared))
+
+        self._tools.lookups.when(
+            decision.plan,
+            decision.key.join,
+            [part.env for part in decision.parts.values()],
+            decision.headers.request.tenant,
+            complete,
+            lambda failure: self._send(desk, decision, [Answer(failure=failure)]),
+        )
+
+    def _send(self, desk: Desk, decision: Fire, emissions: Sequence[Emission]) -> None:
+        left = (decision.deadline_ms - self._now_ms()) / 1000
         self._tools.courier.send(
-            job,
-            emissions_of(decision, count_spared),
+            Job.of(decision.headers.request, decision.plan),
+            emissions,
             self._tools.clock.monotonic() + left,
             partial(self._fired, desk, decision),
             ran=decision.ran,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from contracts.settings import HeadraceSettings, LeaseSettings, register_settings
+from contracts.settings import BlobSettings, HeadraceSettings, LeaseSettings, register_settings
 from workers.draining.settings import DrainGroup
 
 
@@ -23,3 +23,4 @@ class JoinerSettings(HeadraceSettings):
 
     lease: LeaseSettings = LeaseSettings()
     joiner: JoinerGroup = JoinerGroup()
+    blobs: BlobSettings = BlobSettings()

@@ -19,15 +19,15 @@ from contracts.errors import (
     Cancelled,
     ConfigurationError,
     DeadlineExceeded,
-    InternalError,
     InvalidRequest,
     ModelNotFound,
     RequestError,
     TransportError,
 )
-from contracts.messages import RequestHeaders, status_of
+from contracts.messages import Parameters, RequestBody, RequestHeaders, Status, status_of
 from contracts.names import ModelVersion
-from contracts.plans import Answer, Emission, Failure, Plan
+from contracts.plans import INPUT, Answer, Emission, Failure, Plan
+from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
@@ -94,9 +94,34 @@ class Submissions(TopicDrain):
         else:
             left = self._left(headers, record)
             try:
-                job, emissions = await self._started(headers, record, left)
+                body, plan = await self._begun(headers, record, left)
             except RequestError as error:
                 job, emissions = self._refused(headers, error)
+            else:
+                self._start(claim, record, (headers, body, plan), left)
+                return
+        self._send(claim, record, job, emissions, left)
+
+    def _start(
+        self, claim: Claim, record: Record, begun: tuple[RequestHeaders, RequestBody, Plan], left: float
+    ) -> None:
+        """Begin a job, when what is looked into at its head has come from the store."""
+        headers, body, plan = begun
+        job, ends = Job.of(headers, plan), self._tools.clock.monotonic() + left
+
+        def send(emissions: list[Emission]) -> None:
+            self._send(claim, record, job, emissions, ends - self._tools.clock.monotonic())
+
+        self._tools.lookups.when(
+            plan,
+            INPUT,
+            [{f"{INPUT}.{tensor.name}": tensor for tensor in body.inputs}],
+            headers.tenant,
+            lambda envs: send(_started(headers.id, plan, tuple(envs[0].values()), body.parameters)),
+            lambda failure: send([Answer(failure=failure)]),
+        )
+
+    def _send(self, claim: Claim, record: Record, job: Job, emissions: list[Emission], left: float) -> None:
         settle = partial(self._answered, claim, record.offset)
         self._tools.courier.send(job, emissions, self._tools.clock.monotonic() + left, settle)
 
@@ -110,7 +135,7 @@ class Submissions(TopicDrain):
             stamp = min(stamp, now)
         return (headers.ttl_ms - max(0, now - stamp)) / 1000
 
-    async def _started(self, headers: RequestHeaders, record: Record, left: float) -> tuple[Job, list[Emission]]:
+    async def _begun(self, headers: RequestHeaders, record: Record, left: float) -> tuple[RequestBody, Plan]:
         if left <= 0:
             msg = f"the time to live of {headers.ttl_ms} ms ended before the job was begun"
             raise DeadlineExceeded(msg)
@@ -120,12 +145,7 @@ class Submissions(TopicDrain):
         body = decode_request(record.value)
         plan = await self._plan(headers)
         metrics.STARTED.inc()
-        try:
-            return Job.of(headers, plan), start(plan, body.inputs, body.parameters, spared=count_spared)
-        except Exception as exc:
-            log.exception("job %s cannot be begun", headers.id)
-            msg = f"the job could not be begun: {type(exc).__name__}"
-            raise InternalError(msg) from exc
+        return body, plan
 
     async def _plan(self, headers: RequestHeaders) -> Plan:
         hop = headers.hop
@@ -158,3 +178,12 @@ class Submissions(TopicDrain):
 
 def _job(headers: RequestHeaders) -> str:
     return headers.hop.job if headers.hop is not None else headers.id
+
+
+def _started(name: str, plan: Plan, inputs: Sequence[Tensor], parameters: Parameters) -> list[Emission]:
+    try:
+        return start(plan, inputs, parameters, spared=count_spared)
+    except Exception as exc:  # let through, it would leave the job without an outcome for ever
+        log.exception("job %s cannot be begun", name)
+        text = f"the job could not be begun: {type(exc).__name__}"
+        return [Answer(failure=Failure(Status.INTERNAL, text, "", retryable=True))]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.lookups import Lookups
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
 from workers.joiner.plans import Plans
@@ -17,6 +18,7 @@ class Tools(NamedTuple):
 
     plans: Plans
     courier: Courier
+    lookups: Lookups
     publisher: Publisher
     clock: Clock
     broker_time: BrokerTime

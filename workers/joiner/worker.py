@@ -14,6 +14,7 @@ import os
 
 from contracts import topics
 from contracts.adapters.assignments import Assignments
+from contracts.adapters.blobs import Blobs
 from contracts.adapters.cancels import Cancels
 from contracts.adapters.kafka import Producer, Reader
 from contracts.adapters.leases import Leases
@@ -21,11 +22,14 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
+from contracts.emissions import MAX_RECORD_BYTES
 from contracts.errors import HeadraceError, LeaseLost, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.large_hops import LargeHops
+from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
@@ -106,8 +110,14 @@ class Joiner:
         self._cache = PlanCache(store, self._producer, clock, prefix=prefix)
         plans = Plans(key, self._cache, store, self._registry, clock.monotonic)
         courier = Courier(publisher, clock, prefix=prefix, partition_of=self._cache.partition_of)
+        self._blobs = blobs = Blobs.from_settings(settings.blobs)
+        self._lookups = Lookups(blobs, settings.blobs.in_flight_bytes)
+        if blobs is not None:
+            limit = settings.blobs.claim_check_bytes
+            courier.large_hops = LargeHops(blobs, publisher, record_bytes=MAX_RECORD_BYTES, tensor_bytes=limit)
+        self._large_hops = courier.large_hops
         cancelled = Tombstones(Cancels(self._redis), clock)
-        tools = Tools(plans, courier, publisher, clock, broker_time, cancelled)
+        tools = Tools(plans, courier, self._lookups, publisher, clock, broker_time, cancelled)
         requests, joins = self._readers
         self._parts = Parts(
             key,
@@ -171,9 +181,14 @@ class Joiner:
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
+            await self._lookups.stop()
+            if self._large_hops is not None:
+                await self._large_hops.stop()
             await self._publisher.stop()
             await self._cache.stop()
             await asyncio.gather(self._producer.close(), *(reader.close() for reader in self._readers))
+            if self._blobs is not None:
+                self._blobs.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
 

@@ -21,6 +21,7 @@ from contracts.tensors import Tensor
 from tests.helpers import FakeClock
 from workers.draining.claim import Claim
 from workers.draining.courier import Courier
+from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.ingest.delivery import Leg, Origin
@@ -102,7 +103,7 @@ class Bench:
         courier = Courier(
             cast("Publisher", self.post), clock, prefix="headrace", partition_of=lambda _: 0 if knows_topics else None
         )
-        self.onward = Onward(KEY, plans, courier, self.desk, clock)
+        self.onward = Onward(KEY, plans, courier, Lookups(None, 1000), self.desk, clock)
         self.claim = Claim(Partition("t", 0), 0)
         self.claim.open = 1
         self.clock = clock
@@ -198,7 +199,7 @@ async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends
     plans = PlanCache(cast("PlanStore", Store()), cast("Producer", Topics()), bench.clock, prefix="headrace")
     post = cast("Publisher", bench.post)
     courier = Courier(post, bench.clock, prefix="headrace", partition_of=plans.partition_of)
-    onward = Onward(KEY, plans, courier, bench.desk, bench.clock)
+    onward = Onward(KEY, plans, courier, Lookups(None, 1000), bench.desk, bench.clock)
     outputs = bytearray(16)
     onward.succeed(bench.origin(), (Tensor("row", "FP32", (1, 4), memoryview(outputs)),), Receipt())
     outputs[:] = b"x" * 16  # the slot is used again before the plan is there
