@@ -28,6 +28,7 @@ from benchmarks.harness import cpu_seconds, percentile, print_table, running_sta
 from contracts.service import settle_heap
 from deploy.cli.apply import carry_out, plan_changes
 from deploy.cli.connection import open_control
+from deploy.cli.pipelines import with_deployments
 from deploy.cli.readiness import await_ready
 from deploy.cli.repository import read_fleet
 from deploy.embedded.stack import EmbeddedStack
@@ -92,9 +93,7 @@ async def deploy_fleet(stack: EmbeddedStack) -> None:
     fleet = read_fleet(FLEET)
     async with open_control(stack.settings()) as control:
         await carry_out(control.registry, fleet, await plan_changes(control.registry, fleet))
-        names = [str(deployment.key) for deployment in fleet.spec.deployments]
-        names += [str(pipeline.key) for pipeline in fleet.spec.pipelines]
-        await await_ready(control, names, _READY_SECONDS)
+        await await_ready(control, [str(one.key) for one in with_deployments(fleet).deployments], _READY_SECONDS)
 
 
 def cost(short: list[float], long: list[float]) -> dict[str, float]:

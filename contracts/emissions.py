@@ -7,6 +7,7 @@ its model has no topic, is a failure of the step it is for: the plan then says w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -38,10 +39,12 @@ from contracts.parts import (
     encode_part_headers,
     joins_partition,
 )
-from contracts.plans import Answer, Ask, Emission, Env, Failure, Part, Plan, child_id
+from contracts.plans import INPUT, Answer, Ask, Emission, Env, Failure, Part, Plan, child_id
 
 MAX_RECORD_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
+MAX_STEP_BYTES = 256 * 1024 * 1024
+"""What one step may lead to: each of many rows carries copies of the values that are needed later."""
 _MAX_REASON = 1024
 
 
@@ -87,26 +90,37 @@ def outbound(
     `ran` is the step that ended to make them, if one did.
     """
     found: list[Outbound] = []
-    todo = list(emissions)
+    todo = deque(emissions)
     left_ms = min(max(0, left_ms), MAX_TTL_MS)
+    size = 0
     while todo:
-        emission = todo.pop(0)
+        emission = todo.popleft()
         if isinstance(emission, Part):
-            found.append(_part(job, emission, left_ms, prefix, ran))
+            record = _part(job, emission, left_ms, prefix, ran)
         elif isinstance(emission, Answer):
-            found.append(_answer(job, emission, prefix, ran))
+            record = _answer(job, emission, prefix, ran)
         else:
-            record = _ask(job, emission, left_ms, prefix, partition_of, ran)
-            if isinstance(record, Outbound):
-                found.append(record)
-            else:
-                todo += failed(job.plan, emission, record)
+            asked = _ask(job, emission, left_ms, prefix, partition_of, ran)
+            if isinstance(asked, Failure):
+                todo += failed(job.plan, emission, asked)
+                continue
+            record = asked
+        found.append(record)
+        size += len(record.value)
+        if size > MAX_STEP_BYTES:
+            text = f"the step's {len(found) + len(todo)} records are more than {MAX_STEP_BYTES} bytes"
+            step = ran.step if ran is not None else INPUT
+            return [_answer(job, Answer(failure=Failure(Status.INTERNAL, text, step)), prefix, ran)]
     return found
 
 
 def failed(plan: Plan, ask: Ask, failure: Failure) -> list[Emission]:
     """What follows when a model cannot even be asked."""
-    return advance(plan, ask.node, ask.branch, failure, ask.carried)
+    try:
+        return advance(plan, ask.node, ask.branch, failure, ask.carried)
+    except Exception as exc:  # noqa: BLE001 - let through, it would leave the job without an outcome for ever
+        text = f"what follows {ask.node} could not be found: {type(exc).__name__}"
+        return [Answer(failure=Failure(Status.INTERNAL, text, ask.node))]
 
 
 def _ask(

@@ -256,8 +256,6 @@ class PipelineSpec(Spec):
     """Workers that put parts together (or, fused, run everything)."""
     device: DeviceSpec | None = None
     """Fused only: what a worker needs."""
-    allow_code: bool = False
-    """Fused only: whether models whose artefact is code (python backend, TorchScript) may run here."""
     topic: TopicSpec = TopicSpec()
 
     @property
@@ -281,9 +279,6 @@ class PipelineSpec(Spec):
             raise ValueError(msg)
         if self.device is not None and not self.fused:
             msg = "device belongs to a fused pipeline; otherwise the models' own deployments say what they need"
-            raise ValueError(msg)
-        if self.allow_code and not self.fused:
-            msg = "allow_code belongs to a fused pipeline; otherwise it stands in the models' own deployments"
             raise ValueError(msg)
         return self
 

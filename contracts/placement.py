@@ -13,7 +13,7 @@ sent from there must bring. Where a join has all its parts, each value is brough
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from contracts.plans import INPUT, Source
@@ -64,7 +64,7 @@ def place(steps: Sequence[Step]) -> dict[str, Place]:
             meet: Callable[..., frozenset[str]] = frozenset.intersection if step.can_go_early else frozenset.union
             known[step.name] = meet(*sets) if sets else frozenset()
     needs, brings = _needs(steps, hosts, branches, known)
-    fast = _fail_fast(steps, hosts)
+    fast = _fail_fast(steps, hosts, outer)
     return {
         step.name: Place(
             hosts[step.name],
@@ -155,12 +155,25 @@ def _needs(
     return needs, brings
 
 
-def _fail_fast(steps: Sequence[Step], hosts: Mapping[str, str | None]) -> set[str]:
-    """The joins that one error decides: nothing at them or behind them could make good of the other parts."""
+def _fail_fast(
+    steps: Sequence[Step], hosts: Mapping[str, str | None], outer: Mapping[str, Collection[str]]
+) -> set[str]:
+    """The joins that one error decides: nothing at them or behind them could make good of the other parts.
+
+    Not a map to which a part only brings what its body reads: that error is the rows', once it is known how many.
+    """
     absorbs = {step.name for step in steps if step.has_alternatives or step.can_go_early}
     for step in reversed(steps):
         if step.name in absorbs:
             absorbs.update(source.step for source in step.reads)
             if step.scope:
                 absorbs.add(step.scope)
-    return {step.name for step in steps if hosts[step.name] is None and step.name not in absorbs and step.name != INPUT}
+    own = {step.name: {source.step for source in step.reads} for step in steps}
+    return {
+        step.name
+        for step in steps
+        if hosts[step.name] is None
+        and step.name not in absorbs
+        and step.name != INPUT
+        and own[step.name].issuperset(outer[step.name])
+    }

@@ -230,12 +230,16 @@ def encode(plan: Plan) -> bytes:
 
 
 def decode(raw: bytes) -> Plan:
-    """The plan that was encoded. Raises InvalidRequest when the bytes are none."""
+    """The plan that was encoded. Raises InvalidRequest when the bytes are none, or say more than is understood here."""
     try:
-        return _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        plan = _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         msg = f"a stored plan cannot be read: {exc}"
         raise InvalidRequest(msg) from exc
+    if plan.encoded != raw:  # what it leads to would name a plan that nobody has
+        msg = f"a stored plan of {plan.pipeline} was written by a release that knows more than this one"
+        raise InvalidRequest(msg)
+    return plan
 
 
 # --- what flows -------------------------------------------------------------------------------------------------------

@@ -194,9 +194,11 @@ class ModelSpec(Spec):
 
     @property
     def artefact_name(self) -> str:
-        """The artefact's file name, the backend's default unless given."""
+        """The artefact's file name; unless given, the file of a python handler or the backend's default."""
         if self.backend == "torch" and self.handler and not self.artefact:
             return "model.safetensors"
+        if self.backend == "python" and self.handler and not self.artefact:
+            return f"{self.handler.partition(':')[0].replace('.', '/')}.py"
         return self.artefact or default_artefacts[self.backend]
 
     @property

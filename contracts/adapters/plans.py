@@ -11,7 +11,7 @@ import hashlib
 
 from contracts import keys
 from contracts.adapters.redis import RedisDoor
-from contracts.errors import TransportError
+from contracts.errors import InvalidRequest
 
 PLAN_SECONDS = 86_400
 """How long a plan outlives its last refresh: four times the longest time to live of a request."""
@@ -39,9 +39,9 @@ class PlanStore:
         await self._redis.command("SET", keys.plan(self._redis.prefix, digest), raw, "PX", self._keep_ms)
 
     async def get(self, digest: str) -> bytes | None:
-        """Read a plan; None when it is not there (any more). Raises TransportError."""
+        """Read a plan; None when it is not there (any more). Raises InvalidRequest for another one, TransportError."""
         raw = await self._redis.get_bytes(keys.plan(self._redis.prefix, digest))
         if raw is not None and digest_of(raw) != digest:
             message = f"what is stored as plan {digest} is another one"
-            raise TransportError(message)
+            raise InvalidRequest(message)
         return raw

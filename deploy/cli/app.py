@@ -1,7 +1,7 @@
 """The commands put together, and what becomes of their errors.
 
-Exit status: 0 done, 1 failed, 2 called wrongly (an argument, a file or a setting), 3 not ready in time; 130 after
-Ctrl-C. An error is a sentence on standard error that says what to do next; a traceback only with
+Exit status: 0 done, 1 failed, 2 called wrongly (an argument, a file, a setting, inputs that do not fit), 3 not ready in
+time; 130 after Ctrl-C. An error is a sentence on standard error that says what to do next; a traceback only with
 HEADRACE_LOG__LEVEL=DEBUG.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from contracts.errors import ConfigurationError, HeadraceError
+from contracts.errors import ConfigurationError, HeadraceError, InvalidRequest, ModelNotFound
 from deploy.cli import (
     apply,
     blobs,
@@ -35,6 +35,7 @@ from deploy.cli import (
 from deploy.cli.errors import NotReady
 
 FAILED, CALLED_WRONGLY, NOT_READY, INTERRUPTED = 1, 2, 3, 130
+_CALLERS_FAULT = (ConfigurationError, InvalidRequest, ModelNotFound)
 
 app = typer.Typer(
     name="headrace",
@@ -105,4 +106,4 @@ def _report(exc: HeadraceError) -> int:
     print(f"headrace: {exc}", file=sys.stderr)
     if isinstance(exc, NotReady):
         return NOT_READY
-    return CALLED_WRONGLY if isinstance(exc, ConfigurationError) else FAILED
+    return CALLED_WRONGLY if isinstance(exc, _CALLERS_FAULT) else FAILED

@@ -33,7 +33,7 @@ def apply(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Register models, deployments and routes of a fleet file.
+    """Register models, pipelines, deployments and routes of a file.
 
     What is not in the file is left as it is. Exit status 3 when workers are not ready within --wait seconds.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contracts.settings import HeadraceSettings
 
 dead = typer.Typer(
-    help="Look at dead letters: requests that failed or killed their model, or could not be answered.",
+    help="Look at requests that were put aside, send them again.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -82,7 +82,7 @@ def show(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Show one dead letter: why, when and where it was put aside, and what was asked."""
+    """Show why a dead letter was put aside, and what was asked."""
     from deploy.cli import connection
     from deploy.cli.letters import letter_json, letter_text
     from deploy.cli.output import print_json
@@ -117,7 +117,9 @@ def replay(  # noqa: PLR0913 - its options
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Send dead letters again: each request once, under its own id, with a new time to live and count of attempts.
+    """Send dead letters again, each request once.
+
+    Under its own id, with a new time to live and count of attempts.
 
     The letters stay where they are. Responses go where the request wanted them; a caller who still waits gets one.
     """

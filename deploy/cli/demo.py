@@ -16,7 +16,9 @@ _INTERRUPTED = 130
 
 
 def demo(*, kafka: Kafka = None, redis: Redis = None, json: AsJson = False) -> None:
-    """Start a stack, classify 1,797 handwritten digits with two models, kill a worker in mid-run, stop everything.
+    """Classify 1,797 images with two models, kill a worker in mid-run.
+
+    On a stack of its own, which is gone afterwards.
 
     Exit status 0 only if every request was answered exactly once, before and after the SIGKILL, and rightly.
     """

@@ -16,7 +16,10 @@ _PRINTED = (
 
 
 def environment(*, data: Data = None, json: AsJson = False) -> None:
-    """Print the variables that lead to the running stack: eval "$(headrace env)"."""
+    """Print the variables that lead to the running stack.
+
+    For programs of your own: eval "$(headrace env)".
+    """
     import shlex
 
     from deploy.cli.connection import find_environment

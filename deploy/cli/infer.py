@@ -23,7 +23,10 @@ _INBOX = {"name": "cli", "partitions": 16}
 
 
 def infer(
-    model: Annotated[str, typer.Argument(metavar="MODEL[@VERSION]", help="Without a version the route decides.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL[@VERSION]", help="A model or a pipeline; without a version the route decides."),
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", "-i", metavar="NAME=@FILE|NAME=JSON", help="One input, rows first. Repeatable."),
@@ -39,9 +42,10 @@ def infer(
     stream: Annotated[bool, typer.Option("--stream", help="Print the parts of the answer as they come.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Ask a model, and print its outputs and where the time went.
+    """Ask a model or a pipeline, and print what it answers.
 
-    JSON inputs have the form of the Open Inference Protocol, or map names to nested lists.
+    Behind the outputs stands where the time went. JSON inputs have the form of the Open Inference Protocol, or map
+    names to nested lists.
     """
     from deploy.cli import connection
 
@@ -53,7 +57,8 @@ def infer(
     if stream:
         connection.run(_stream(settings, model, inputs or [], text, ttl, as_json=json))
     else:
-        _show(connection.run(_infer(settings, model, inputs or [], text, ttl)), as_json=json)
+        response, is_chained = connection.run(_infer(settings, model, inputs or [], text, ttl))
+        _show(response, is_chained=is_chained, as_json=json)
 
 
 def _read(name: str) -> str:
@@ -64,33 +69,47 @@ def _read(name: str) -> str:
         raise ConfigurationError(msg) from exc
 
 
-async def _infer(settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float) -> Response:
-    key, arrays, parameters = await _question(settings, model, inputs, text)
+async def _infer(
+    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float
+) -> tuple[Response, bool]:
+    """The answer, and whether it came out of several requests."""
+    spec, arrays, parameters = await _question(settings, model, inputs, text)
     async with _client() as client:
-        return await client.infer(key, arrays, parameters=parameters, ttl_seconds=ttl, raise_on_error=False)
+        response = await client.infer(
+            str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, raise_on_error=False
+        )
+    return response, _is_chained(spec)
 
 
 async def _stream(
     settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float, *, as_json: bool
 ) -> None:
-    key, arrays, parameters = await _question(settings, model, inputs, text)
+    spec, arrays, parameters = await _question(settings, model, inputs, text)
     async with _client() as client:
         try:
-            async for part in client.stream(key, arrays, parameters=parameters, ttl_seconds=ttl):
-                _show_part(part, as_json=as_json)
+            async for part in client.stream(str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl):
+                _show_part(part, is_chained=_is_chained(spec), as_json=as_json)
         except DeadlineExceeded as exc:
             raise _not_ready(exc) from exc
 
 
-async def _question(settings: HeadraceSettings, model: str, inputs: list[str], text: str) -> tuple[str, Any, Any]:
-    """The model version, its inputs and parameters."""
+async def _question(
+    settings: HeadraceSettings, model: str, inputs: list[str], text: str
+) -> tuple[ModelSpec | PipelineSpec, Any, Any]:
+    """Who is asked, the inputs and the parameters."""
     from deploy.cli.connection import open_control
     from deploy.cli.inputs import parse_inputs, parse_json
 
     async with open_control(settings) as control:
         spec = _spec(await control.registry.snapshot(), model)
     arrays, parameters = parse_json(text, spec) if text else (parse_inputs(inputs, spec), {})
-    return str(spec.key), arrays, parameters or None
+    return spec, arrays, parameters or None
+
+
+def _is_chained(spec: ModelSpec | PipelineSpec) -> bool:
+    from contracts.pipelines import PipelineSpec
+
+    return isinstance(spec, PipelineSpec) and not spec.fused
 
 
 def _client() -> InferenceClient:
@@ -118,27 +137,27 @@ def _spec(state: Any, model: str) -> ModelSpec | PipelineSpec:
     return found
 
 
-def _show(response: Response, *, as_json: bool) -> None:
+def _show(response: Response, *, is_chained: bool, as_json: bool) -> None:
     from deploy.cli.inputs import response_json, response_text
     from deploy.cli.output import print_json
 
     if as_json:
         print_json(response_json(response))
         if response.error is not None:
-            raise typer.Exit(3 if response.status == "DEADLINE_EXCEEDED" else 1)
+            raise typer.Exit({"DEADLINE_EXCEEDED": 3, "INVALID": 2}.get(response.status, 1))
         return
     try:
         response.raise_for_status()
     except DeadlineExceeded as exc:
         raise _not_ready(exc) from exc
-    print(response_text(response))
+    print(response_text(response, is_chained=is_chained))
 
 
 def _not_ready(exc: DeadlineExceeded) -> NotReady:
     return NotReady(f"{exc}; `headrace status` tells whether a worker is ready, --ttl sets how long to wait")
 
 
-def _show_part(part: Response, *, as_json: bool) -> None:
+def _show_part(part: Response, *, is_chained: bool, as_json: bool) -> None:
     from deploy.cli.inputs import outputs_text, receipt_text, response_json
     from deploy.cli.output import print_json
 
@@ -149,4 +168,4 @@ def _show_part(part: Response, *, as_json: bool) -> None:
     if text:
         print(f"part {part.index}\n{text}", flush=True)
     if part.final:
-        print(receipt_text(part))
+        print(receipt_text(part, is_chained=is_chained))

@@ -163,25 +163,30 @@ def _text(element: bytes) -> str:
         return base64.b64encode(element).decode()
 
 
-def response_text(response: Response) -> str:
+def response_text(response: Response, *, is_chained: bool = False) -> str:
     """A response for people: each output, then where the time went."""
-    return "\n".join(text for text in (outputs_text(response), receipt_text(response)) if text)
+    parts = outputs_text(response), receipt_text(response, is_chained=is_chained)
+    return "\n".join(text for text in parts if text)
 
 
 def outputs_text(response: Response) -> str:
-    """Each output with its name."""
+    """Each output with its name, then the parameters."""
     lines = []
     for tensor in response.outputs:
         lines.append(f"{tensor.name}  {tensor.datatype} {list(tensor.shape)}")
         array = tensor.to_numpy()
         with np.printoptions(precision=4, suppress=True, threshold=_SHOWN_ELEMENTS, linewidth=100):
             lines.extend(f"  {line}" for line in str(array).splitlines())
+    lines.extend(f"{name} = {value}" for name, value in response.parameters.items())
     return "\n".join(lines)
 
 
-def receipt_text(response: Response) -> str:
-    """The receipt in a sentence."""
+def receipt_text(response: Response, *, is_chained: bool = False) -> str:
+    """The receipt in a sentence. That of a chained pipeline tells of its last step only."""
     receipt = response.receipt
+    answered = f"{response.model}@{response.version} answered in {receipt.total_us / 1000:.1f} ms"
+    if is_chained:
+        return f"{answered}; `headrace trace {response.id}` shows its steps"
     parts = (
         ("queued", receipt.queued_us),
         ("batched", receipt.batched_us),
@@ -189,7 +194,4 @@ def receipt_text(response: Response) -> str:
         ("returned", receipt.returned_us),
     )
     where = ", ".join(f"{name} {microseconds / 1000:.1f}" for name, microseconds in parts)
-    return (
-        f"{response.model}@{response.version} answered in {receipt.total_us / 1000:.1f} ms ({where}) "
-        f"by {receipt.worker} on {receipt.device}, in a batch of {receipt.batch_rows}"
-    )
+    return f"{answered} ({where}) by {receipt.worker} on {receipt.device}, in a batch of {receipt.batch_rows}"

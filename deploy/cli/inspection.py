@@ -30,7 +30,10 @@ def inspect(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Print the tensors that a step was given lately and, where a later step got them, those that it gave."""
+    """Print the tensors that a step was given lately.
+
+    And, where a later step got them, those that it gave.
+    """
     from deploy.cli import connection
 
     connection.run(_inspect(connection.load(data), name, step, last, since, as_json=json))
@@ -45,7 +48,7 @@ async def _inspect(settings: HeadraceSettings, name: str, step: str, last: int, 
     from deploy.cli.output import print_json, say
 
     async with open_control(settings) as control:
-        plan = _plan(await control.registry.snapshot(), name)
+        plan = chained_plan(await control.registry.snapshot(), name)
     if step not in plan.by_name:
         msg = f"{plan.pipeline} has no step {step!r}; it has {', '.join(node.name for node in plan.nodes)}"
         raise ConfigurationError(msg)
@@ -69,16 +72,27 @@ async def _inspect(settings: HeadraceSettings, name: str, step: str, last: int, 
     if as_json:
         print_json({"pipeline": str(plan.pipeline), "step": step, "records": shown})
     else:
-        print(render(shown) or f"nothing went into {step} since {since}")
+        print(
+            render(shown)
+            or f"Nothing went into {step} of {plan.pipeline} with --since {since}; a longer time looks further back."
+        )
 
 
-def _plan(state: RegistryState, name: str) -> Plan:
+def chained_plan(state: RegistryState, name: str) -> Plan:
+    """The plan of a pipeline whose steps leave records. Raises ConfigurationError."""
     from contracts.adapters.compiled import compiled
     from contracts.names import ModelVersion
     from contracts.routing import pin
 
     model, version = ModelVersion.parse(name) if "@" in name else (name, None)
+    if not any(key.model == model for key in state.pipelines):
+        have = ", ".join(map(str, sorted(state.pipelines))) or "none"
+        msg = f"there is no pipeline {name}; registered: {have}"
+        raise ConfigurationError(msg)
     key = pin(model, version, routes=state.routes, deployed=state.pipelines)
+    if state.pipelines[key].is_fused:
+        msg = f"{key} is fused: its steps run in the memory of one worker and leave no records to look at"
+        raise ConfigurationError(msg)
     return compiled(state.pipelines[key], state)
 
 

@@ -10,6 +10,8 @@ from contracts.errors import ConfigurationError
 from deploy.cli.options import AsJson, Data
 
 if TYPE_CHECKING:
+    from contracts.adapters.registry import RegistryState
+    from contracts.names import ModelVersion
     from contracts.settings import HeadraceSettings
 
 _RESET = "default"
@@ -25,7 +27,10 @@ def knobs(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Show a model's batching knobs, or set some; its workers follow within a second, without a restart."""
+    """Show or set how a model's requests are batched.
+
+    Its workers follow within a second, without a restart.
+    """
     from deploy.cli import connection
 
     connection.run(_knobs(connection.load(data), model, changes or [], as_json=json))
@@ -50,6 +55,19 @@ def changed(before: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     return after
 
 
+def shown(value: Any) -> str:
+    """A knob's value as it would be set; a dash where there is none."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _unknown(key: ModelVersion, state: RegistryState) -> str:
+    if key in state.pipelines:
+        return f"{key} is a pipeline: its models have the knobs, and `headrace pipeline graph {key}` shows them"
+    return f"{key} is not registered: `headrace models` lists what is"
+
+
 async def _knobs(settings: HeadraceSettings, name: str, changes: list[str], *, as_json: bool) -> None:
     from pydantic import ValidationError
 
@@ -62,8 +80,7 @@ async def _knobs(settings: HeadraceSettings, name: str, changes: list[str], *, a
     async with open_control(settings) as control:
         model = await control.registry.get_model(key)
         if model is None:
-            msg = f"{key} is not registered: `headrace models` lists what is"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(_unknown(key, await control.registry.snapshot()))
         found = await control.registry.get_knobs(key)
         if changes:
             try:
@@ -82,6 +99,6 @@ async def _knobs(settings: HeadraceSettings, name: str, changes: list[str], *, a
     if as_json:
         print_json({"model": name, "knobs": values, "set_by_hand": sorted(set_by_hand), "memory_rows": ceilings})
         return
-    rows = [(knob, str(value), "by hand" if knob in set_by_hand else "") for knob, value in values.items()]
+    rows = [(knob, shown(value), "by hand" if knob in set_by_hand else "") for knob, value in values.items()]
     rows += [("(memory)", f"{most} rows", f"learned by {lease}") for lease, most in ceilings.items()]
     console().print(table("knob", "value", "set", rows=rows))

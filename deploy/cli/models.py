@@ -18,12 +18,12 @@ _SHORT_DIGEST = 12
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only versions of this model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only versions of this model or pipeline.")] = None,
     *,
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """List the registered model versions with their backend, signature and digest."""
+    """List the registered models and pipelines, and what they take."""
     from deploy.cli import connection
 
     connection.run(_models(connection.load(data), name, as_json=json))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contracts.pipelines import PipelineSpec
     from deploy.graph.picture import Picture
 
-pipeline = typer.Typer(help="Look at pipelines.", no_args_is_help=True)
+pipeline = typer.Typer(help="Draw a pipeline, look at its tensors.", no_args_is_help=True)
 pipeline.command("inspect")(inspection.inspect)
 
 
@@ -39,7 +39,7 @@ def graph(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Draw a pipeline's steps and what they take from each other.
+    """Draw the steps and what they take from each other.
 
     Boxes with a double (in SVG: thick) border are joins, which wait for several steps; nested pipelines and loops are
     drawn as they run. A file is drawn without asking the registry: versions that are not written stay open.
@@ -59,7 +59,16 @@ def graph(
         msg = f"{path} has several pipelines ({names}): choose one with --only"
         raise ConfigurationError(msg)
     else:
-        svg.write_text(drawing.draw(pictures[0]), encoding="utf-8")
+        _write(svg, drawing.draw(pictures[0]))
+        print(f"{svg}: {pictures[0].title}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        msg = f"{path} cannot be written: {exc.strerror}"
+        raise ConfigurationError(msg) from exc
 
 
 def _of_file(path: Path, only: str | None) -> list[Picture]:

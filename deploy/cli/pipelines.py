@@ -43,7 +43,6 @@ def deployment_of(spec: PipelineSpec) -> DeploymentSpec:
         workers=spec.workers,
         device=spec.device or JOINER,
         topic=spec.topic,
-        allow_code=spec.allow_code,
     )
 
 

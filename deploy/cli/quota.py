@@ -22,7 +22,10 @@ def quota(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Limit what a tenant's workers may hold; those that run stay, further ones wait."""
+    """Limit what a tenant's workers may hold together.
+
+    Those that run stay, further ones wait.
+    """
     from contracts.names import check_name
     from deploy.cli import connection
 

@@ -25,9 +25,10 @@ def scale(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Set the number of workers of a deployment; it wins over everything else until given back with auto.
+    """Set the number of workers of a deployment by hand.
 
-    Partitions move one by one to workers that are ready; no request is lost or fails.
+    It wins over everything else until given back with auto. Partitions move one by one to workers that are ready; no
+    request is lost or fails.
     """
     from deploy.cli import connection
 
@@ -64,7 +65,7 @@ async def _scale(
         most = min(spec.workers.max, spec.partitions)
         if count is not None and count > most:
             msg = (
-                f"{key} may have at most {most} workers: raise `workers: {{max: …}}` in its fleet file and apply it "
+                f"{key} may have at most {_workers(most)}: raise `workers: {{max: …}}` in its fleet file and apply it "
                 "before you scale it further"
             )
             raise ConfigurationError(msg)
@@ -82,4 +83,8 @@ def _said(name: str, count: int | None, before: int | None, least: int) -> str:
     was = f"{before} by hand" if before is not None else f"{least} as its spec says"
     if count is None:
         return f"{name}: as its spec says again, at least {least} (was {was})"
-    return f"{name}: {count} workers by hand (was {was}); `headrace scale {name} auto` gives it back"
+    return f"{name}: {_workers(count)} by hand (was {was}); `headrace scale {name} auto` gives it back"
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"

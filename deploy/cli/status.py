@@ -26,7 +26,7 @@ def status(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Show deployments, workers, nodes and devices, the requests that wait, and why workers are missing."""
+    """Show what runs, what waits and why, and what is free."""
     from deploy.cli import connection
 
     connection.run(_status(connection.load(data), watch=watch, as_json=json))

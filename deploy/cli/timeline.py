@@ -101,6 +101,7 @@ def _steps(lines: Sequence[Line], first: int) -> list[dict[str, Any]]:
             ended.setdefault(key, line.at_ms)
     found: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
     last = [line for line in lines if line.kind == "asked"]
+    last = last or [line for line in lines if line.kind == "submitted"]  # one worker has done it all
     for line in last:
         key = line.step, line.branch
         known = found.get(key)

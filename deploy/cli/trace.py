@@ -27,10 +27,10 @@ def trace(
     data: Data = None,
     json: AsJson = False,
 ) -> None:
-    """Show the timeline of a request or of a pipeline's job: queued, batched and computed for each step.
+    """Show where the time of a request or a pipeline's job went.
 
-    It is put together from the records in the log, so it reaches back as far as their retention does, and costs the
-    workers nothing.
+    Queued, batched and computed for each step. It is put together from the records in the log, so it reaches back as
+    far as their retention does, and costs the workers nothing.
     """
     from deploy.cli import connection
 
@@ -77,10 +77,13 @@ def render(timeline: dict[str, Any]) -> RenderableType:
     what = f"job of {timeline['pipeline']}, plan {timeline['plan']}" if timeline["pipeline"] else "request"
     took = f"{timeline['status']} after {timeline['took_ms']} ms" if timeline["status"] else "no response found"
     heads = ["step", ">asked", ">queued", ">batched", ">computed", ">rows", ">ended", "device", "worker"]
-    steps = table(*heads, rows=[_step(step) for step in timeline["steps"]])
-    events = [(f"+{e['at_ms']}", e["kind"], _name(e), e["where"], e["detail"]) for e in timeline["events"]]
+    events = [(_name(e), f"+{e['at_ms']}", e["kind"], e["where"], e["detail"]) for e in timeline["events"]]
+    steps = [_step(step) for step in timeline["steps"]]
+    first = 0 if any(row[0] for row in [*steps, *events]) else 1  # what has no steps gets no column for their names
     return Group(
-        f"{timeline['id']}: {what}: {took}", steps, table(">ms", "record", "step", "where", "detail", rows=events)
+        f"{timeline['id']}: {what}: {took}",
+        *([table(*heads[first:], rows=[row[first:] for row in steps])] if steps else []),
+        table(*["step", ">ms", "record", "where", "detail"][first:], rows=[row[first:] for row in events]),
     )
 
 

@@ -34,7 +34,9 @@ def up(
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, max=16, help="Node agents to start, to try out several.")] = 1,
 ) -> None:
-    """Start broker, Redis, scheduler and node agent on this machine, and stay until Ctrl-C.
+    """Start a whole stack on this machine, and stay until Ctrl-C.
+
+    That is a broker, Redis, the scheduler, a node agent and the workers that it starts.
 
     What is stored stays in the data folder, and the next `up` goes on with it. Other commands find the running stack by
     themselves.

@@ -23,7 +23,7 @@ from producer.client import InferenceClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
-RAISE, SLOW = 1, 2
+RAISE, SLOW, HANG = 1, 2, 3
 
 CHAIN = """
 name: chain

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import numpy as np
 
-TRIED = Path(__file__).with_name("tried")
+# Not in its own folder, whose files are what was registered.
+TRIED = Path(__file__).parents[2] / f"{Path(__file__).parent.parent.name}.tried"
 
 
 class Model:

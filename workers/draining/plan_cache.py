@@ -113,7 +113,10 @@ class PlanCache:
             if plan is not None:
                 self.add(plan)
             for then in self._waiting.pop(digest, ()):
-                then(plan)
+                try:
+                    then(plan)
+                except Exception:  # the others that wait for this plan must not suffer for one
+                    log.exception("what waited for plan %s cannot go on", digest)
         finally:
             self._fetches.pop(digest, None)
 

@@ -61,8 +61,9 @@ class FusedJob:
         """The job's own time is over."""
         asks: list[Ask] = []
         while self._parts and self.answer is None:
-            order = [node.name for node in self.plan.nodes]
-            asks += self.late(min(self._parts, key=lambda join: (order.index(join.node), join.branch)))
+            for node in self.plan.joins:  # what a join becomes leads to later ones only
+                for join in sorted(join for join in self._parts if join.node == node.name):
+                    asks += self.late(join)
         return asks if self.answer is None else []
 
     def _arrived(self, part: Part) -> list[Emission]:

@@ -113,6 +113,8 @@ class Onward:
         if node is None or node.model != self._key:
             text = f"plan {plan.digest} has no step {hop.step!r} for {self._key}"
             return [Answer(failure=Failure(Status.INVALID, text, hop.step))]
+        if isinstance(outcome, Failure) and outcome.status is Status.CANCELLED:  # the job is, not only this step of it
+            return [Answer(failure=outcome)]
         try:
             carried_env = {tensor.name: tensor for tensor in carried}
             return advance(plan, hop.step, hop.branch, outcome, carried_env, spared=count_spared)

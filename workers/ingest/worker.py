@@ -114,8 +114,7 @@ class Worker:
             msg = f"the pool knows no lease {self._lease_id} with our token"
             raise LeaseLost(msg)
         known = await self._registry.snapshot()
-        deployment = known.deployments.get(ModelVersion.parse(lease.deployment))
-        self._allow_code = deployment is not None and deployment.allow_code
+        self._trusted = {key for key, deployment in known.served.items() if deployment.allow_code}
         missing = [name for name in lease.models if ModelVersion.parse(name) not in known.models]
         if missing:
             msg = f"{missing[0]} is leased but not registered; apply it again"
@@ -187,7 +186,7 @@ class Worker:
 
     def _to_load(self, model: RegisteredModel) -> ModelToLoad:
         spec = model.spec.model_dump_json()
-        return ModelToLoad(str(model.key), spec, model.uri, model.digest, self._allow_code)
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, model.key in self._trusted)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix

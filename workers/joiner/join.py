@@ -121,6 +121,7 @@ class JoinState:
 
     __slots__ = (
         "_close_ms",
+        "_errors",
         "_expected",
         "_fire_ms",
         "_forget_ms",
@@ -136,6 +137,7 @@ class JoinState:
         "_refused",
         "_seen",
         "_uncovered",
+        "_values",
         "deadline_ms",
         "headers",
         "held_bytes",
@@ -157,6 +159,7 @@ class JoinState:
         self._is_waiting = False
         self._seen: set[str] = set()
         self._expected: int | None = None
+        self._values = self._errors = 0
         self._uncovered: list[int] = []
         self._markers: list[int] = []
         self._outstanding: MarkerBody | None = None
@@ -181,6 +184,8 @@ class JoinState:
             self._ran = arrival.ran or self._ran
             if self._phase is _Phase.OPEN:
                 self.parts[part.source] = part
+                self._values += part.kind == "value"
+                self._errors += part.kind == "error"
                 self.held_bytes += arrival.size
 
     def _begin(self, arrival: Arrival, plan: Plan, node: Node) -> None:
@@ -239,7 +244,8 @@ class JoinState:
             self._phase = _Phase.FIRED if self._phase is not _Phase.FIRING else self._phase
             self._seen.update(marker.seen)
             self._expected = marker.expected if marker.expected is not None else self._expected
-            self._close_ms = self._close_ms or marker.until_unix_ms
+            latest = appended_ms + self.headers.request.ttl_ms + self._patience.close_ms
+            self._close_ms = self._close_ms or min(marker.until_unix_ms, latest)
         if marker.is_closing:
             self._phase = _Phase.CLOSED
             self._seen.clear()
@@ -313,9 +319,11 @@ class JoinState:
         return Fire(self.key, plan, why, self.parts, self.headers, self.deadline_ms, self._ran)
 
     def _is_worth_asking(self, plan: Plan) -> bool:
-        """Thousands of rows are not looked through once for each: only the shortest ready beginning counts anyway."""
-        count = len(self.parts)
-        return self._is_over or count & (count - 1) == 0 or plan.by_name[self.key.join].kind != "gather"
+        """Thousands of rows are not looked through once for each: only when one of them can have decided it."""
+        node = plan.by_name[self.key.join]
+        if node.kind != "gather" or self._is_over:
+            return True
+        return self._values >= node.quorum if node.quorum else node.is_fail_fast and self._errors > 0
 
     def _mark(self, last_offset: int, *, is_closing: bool) -> Mark:
         body = MarkerBody(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from contracts.adapters.kafka import Partition, Reader, Record
-from contracts.advance import is_ready
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
@@ -26,7 +25,7 @@ from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
 from workers.joiner.join import Fire, Mark, Patience
-from workers.joiner.records import arrival_of, emissions_of, marker_record, unknown_plan
+from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record, unknown_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import JoinTable
 from workers.joiner.tools import Tools
@@ -160,7 +159,7 @@ class Parts(TopicDrain):
         if plan is None:
             self._without_plan(desk, record, headers)
             return
-        arrival = arrival_of(headers, record, plan)
+        arrival = arrival_of(headers, record, plan) if plan.pipeline == self._key else None
         if arrival is None:
             self._unusable(desk, record, f"plan {plan.digest} has no such branch")
             return

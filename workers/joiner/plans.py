@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from contracts.adapters.compiled import compiled
@@ -28,6 +29,8 @@ class Plans:
         self._registry = registry
         self._now = now
         self._current: tuple[float, Plan] | None = None
+        self._stored: dict[str, float] = {}
+        """Until when a plan made here needs not be stored again."""
 
     async def of(self, digest: str) -> Plan | None:
         """The plan with this digest; None when there is none."""
@@ -51,8 +54,10 @@ class Plans:
             msg = f"there is no pipeline {self._key} (any more)"
             raise ModelNotFound(msg)
         plan = compiled(pipeline, state)
-        if self._cache.get(plan.digest) is None:
+        if self._now() >= self._stored.get(plan.digest, -math.inf):
             await self._store.put(plan.digest, plan.encoded)
+            self._stored = {plan.digest: self._now() + self._store.refresh_seconds}
+        if self._cache.get(plan.digest) is None:
             await self._cache.prepare(plan)
             self._cache.add(plan)
         self._current = (self._now() + _KEPT_SECONDS, plan)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
+from contracts import advance
 from contracts.adapters.kafka import Outgoing, Record
 from contracts.advance import Spared, fire
 from contracts.environment import put_failure
@@ -19,10 +22,14 @@ from contracts.parts import (
     encode_marker,
     encode_part_headers,
 )
-from contracts.plans import Answer, Emission, Env, Failure, Node, Part, Plan, child_id
-from workers.joiner.join import Arrival, Fire, Mark, Why
+from contracts.plans import MAX_DEPTH, Answer, Emission, Env, Failure, Node, Part, Plan, child_id
+from workers.joiner.join import Arrival, Fire, Mark, Source, Why
 
 log = logging.getLogger(__name__)
+
+
+_NODES: Final = frozenset({PartKind.VALUE, PartKind.SKIP, PartKind.ERROR})
+_MAPS: Final = frozenset({PartKind.WIDTH, PartKind.SKIP, PartKind.ERROR})
 
 
 def arrival_of(headers: PartHeaders, record: Record, plan: Plan) -> Arrival | None:
@@ -31,8 +38,11 @@ def arrival_of(headers: PartHeaders, record: Record, plan: Plan) -> Arrival | No
     A body that cannot be read is the failure of its branch.
     """
     node = plan.by_name.get(headers.hop.step)
-    source = None if node is None else _source(node, headers.source)
-    if node is None or source is None:
+    source = None if node is None else _source(node, headers.source, plan)
+    if node is None or source is None or len(headers.hop.branch) != _depth(node, plan):
+        return None
+    is_map = node.kind == "gather" and source == node.branches[0]
+    if headers.kind not in (_MAPS if is_map else _NODES):
         return None
     try:
         body = decode_part(record.value)
@@ -42,11 +52,14 @@ def arrival_of(headers: PartHeaders, record: Record, plan: Plan) -> Arrival | No
     except InvalidRequest as exc:
         body, kind, env = PartBody(), PartKind.ERROR, {}
         failure = _unreadable(node, source, str(exc), env)
-    part = Part(node.name, headers.hop.branch, source, kind.value, env, failure, body.width or 0)  # type: ignore[arg-type]
+    width = body.width or 0
+    if not 0 <= width <= (_max_rows(node, plan) if is_map else 0):
+        return None
+    part = Part(node.name, headers.hop.branch, source, kind.value, env, failure, width)  # type: ignore[arg-type]
     return Arrival(record.offset, headers, part, len(record.value or b""), record.timestamp, body.ran)
 
 
-def _source(node: Node, text: str) -> str | int | None:
+def _source(node: Node, text: str, plan: Plan) -> Source | None:
     """Who sent it: one of the branches, or a row of a gather."""
     if not node.is_join:
         return None
@@ -54,7 +67,20 @@ def _source(node: Node, text: str) -> str | int | None:
         return text if text in node.branches else None
     if text == node.branches[0]:
         return text
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None  # noqa: PLR2004
+    is_row = text.isascii() and text.isdigit() and len(text) < 10  # noqa: PLR2004
+    return int(text) if is_row and int(text) < _max_rows(node, plan) else None
+
+
+def _max_rows(gather: Node, plan: Plan) -> int:
+    return plan.by_name[gather.branches[0]].max_rows
+
+
+def _depth(node: Node, plan: Plan) -> int:
+    """How many maps a node is inside of."""
+    depth = 0
+    while node.scope and depth <= MAX_DEPTH:
+        node, depth = plan.by_name[node.scope], depth + 1
+    return depth
 
 
 def _unreadable(node: Node, source: str | int, why: str, env: Env) -> Failure:
@@ -62,6 +88,15 @@ def _unreadable(node: Node, source: str | int, why: str, env: Env) -> Failure:
     failure = Failure(Status.INTERNAL, why, step)
     put_failure(env, step, failure)
     return failure
+
+
+def is_ready(plan: Plan, join: str, parts: Mapping[Source, Part]) -> bool:
+    """Whether a join may be fired. What cannot even be looked at may, too: that ends its job, and nothing else."""
+    try:
+        return advance.is_ready(plan, join, parts)
+    except Exception:
+        log.exception("the parts of %s of %s make no sense", join, plan.pipeline)
+        return True
 
 
 def emissions_of(decision: Fire, spared: Spared | None = None) -> list[Emission]:

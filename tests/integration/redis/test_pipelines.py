@@ -8,7 +8,7 @@ from contracts import keys
 from contracts.adapters.plans import PlanStore, digest_of
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredPipeline, Registry
-from contracts.errors import TransportError
+from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
 
 PIPELINE = RegisteredPipeline(name="read-page", version=3, spec={"name": "read-page", "steps": {}}, joins=8)
@@ -39,5 +39,5 @@ async def test_a_plan_is_kept_while_it_is_used(redis: RedisDoor) -> None:
 async def test_nobody_is_given_another_plan_than_the_one_asked_for(redis: RedisDoor) -> None:
     store = PlanStore(redis)
     await store.put(digest_of(b"mine"), b"somebody else's")
-    with pytest.raises(TransportError, match="another one"):
+    with pytest.raises(InvalidRequest, match="another one"):
         await store.get(digest_of(b"mine"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from contracts.advance import advance, start
 from contracts.codec import decode_headers, decode_request, decode_response
@@ -148,3 +149,40 @@ def test_a_job_out_of_time_asks_with_no_time_left() -> None:
     (record,) = send(job_of(plan), start(plan, [rows()], {}), left_ms=-5)
     assert isinstance(record.emission, Ask)
     assert decode_headers(record.headers).ttl_ms == 0
+
+
+WIDE = """
+name: wide
+version: 1
+inputs: [{name: row, datatype: FP32, shape: [-1, 4]}, {name: page, datatype: FP32, shape: [-1, 4]}]
+steps:
+  each:
+    map: {over: input.row}
+    steps:
+      one: {model: m@1, inputs: {row: row.row, page: input.page}}
+    outputs: {row: one.row}
+outputs: {row: each.row}
+"""
+
+
+def test_rows_that_each_carry_much_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(WIDE)
+    inputs = [Tensor.from_numpy("row", np.zeros((100, 4), np.float32)), replace(rows(1000), name="page")]
+    emissions = start(plan, inputs, {})
+    assert len(send(job_of(plan), emissions)) == 101
+    monkeypatch.setattr("contracts.emissions.MAX_STEP_BYTES", 1_000_000)
+    (answer,) = send(job_of(plan), emissions)
+    response, _ = decode_response(answer.headers, answer.value)
+    assert response.status is Status.INTERNAL
+    assert response.error is not None
+    assert "101 records" in response.error.message
+
+
+def test_values_that_cannot_be_read_end_a_job_whose_model_has_no_topic() -> None:
+    plan = plan_of(CHAIN)
+    (ask,) = advance(plan, "one", (), Value({"row": rows()}), {})
+    assert isinstance(ask, Ask)
+    broken = Tensor("one!", "BYTES", (7,), memoryview(b"\xff"))
+    (answer,) = send(job_of(plan), [replace(ask, carried={"one!": broken})], partition=None)
+    response, _ = decode_response(answer.headers, answer.value)
+    assert response.status is Status.INTERNAL

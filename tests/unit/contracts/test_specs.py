@@ -29,6 +29,13 @@ def test_a_model_gets_its_backends_defaults() -> None:
     assert str(spec.key) == "digits@2"
 
 
+def test_a_python_models_file_is_that_of_its_handler_unless_it_names_another() -> None:
+    spec = parse_model(MODEL.replace("backend: onnx", "backend: python\nhandler: text.speller:Speller"), "model.yaml")
+    assert spec.artefact_name == "text/speller.py"
+    assert spec.model_copy(update={"artefact": "weights.npz"}).artefact_name == "weights.npz"
+    assert spec.model_copy(update={"handler": ""}).artefact_name == "model.py"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

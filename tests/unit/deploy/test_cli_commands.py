@@ -28,7 +28,10 @@ from deploy.embedded.connection import (
     write_stack_file,
 )
 
-COMMANDS = ("up", "demo", "apply", "status", "infer", "scale", "drain", "models", "knobs", "env", "dead")
+COMMANDS = (
+    *("up", "demo", "apply", "status", "infer", "scale", "drain", "quota", "models", "knobs", "trace", "env"),
+    *("dead", "pipeline", "blobs"),
+)
 STACK = StackFile(kafka_bootstrap="127.0.0.1:1", redis_url="redis://:secret@127.0.0.1:2/0", prefix="p", pool="q")
 
 
@@ -50,6 +53,7 @@ def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert call(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert all(f"\n  {command} " in text for command in COMMANDS)
+    assert "..." not in text.partition("\nCommands:")[2], "a summary is too long for a terminal of 80 columns"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

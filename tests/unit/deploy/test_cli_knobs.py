@@ -7,7 +7,7 @@ import pytest
 from contracts.errors import ConfigurationError
 from contracts.serving_specs import BatchingSpec
 from contracts.specs import Knobs
-from deploy.cli.knobs import changed
+from deploy.cli.knobs import changed, shown
 
 
 def test_changes_are_laid_over_what_was_set_before() -> None:
@@ -35,3 +35,7 @@ def test_knobs_that_make_no_sense_with_the_model_are_refused() -> None:
         Knobs(max_batch_size=64).applied(BatchingSpec(max_batch_size=32))
     with pytest.raises(ConfigurationError, match="preferred_batch_sizes"):
         Knobs(max_batch_size=4).applied(BatchingSpec(max_batch_size=32, preferred_batch_sizes=(8, 16)))
+
+
+def test_a_knob_is_shown_as_it_would_be_set() -> None:
+    assert [shown(value) for value in (None, (), (4, 8), 5.0, "delay")] == ["-", "-", "4,8", "5.0", "delay"]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
 
+from contracts.errors import ConfigurationError
 from deploy.cli.app import app
 from deploy.graph import svg, terminal
 from deploy.graph.layout import layout
@@ -59,3 +60,9 @@ def test_what_is_not_pinned_keeps_the_text_it_is_written_with() -> None:
     run = CliRunner().invoke(app, ["pipeline", "graph", "docs/examples/pipelines/ensemble.yaml"])
     assert "conv:stable" in run.stdout
     assert "linear@1" in run.stdout
+
+
+def test_a_drawing_that_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    arguments = ["pipeline", "graph", "docs/examples/pipelines/ensemble.yaml", "--svg", str(tmp_path / "no" / "x.svg")]
+    with pytest.raises(ConfigurationError, match=r"x\.svg cannot be written: No such file"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

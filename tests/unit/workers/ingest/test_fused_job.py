@@ -78,3 +78,21 @@ def test_at_the_end_of_the_jobs_time_its_joins_go_on_with_what_there_is() -> Non
     assert job.answer is not None
     assert job.answer.failure is not None
     assert job.answer.failure.status is Status.INTERNAL
+
+
+def test_joins_inside_of_a_map_are_late_before_what_puts_its_rows_together() -> None:
+    body = {
+        "one": {"model": "m@1", "inputs": {"x": "row.r"}},
+        "two": {"model": "n@1", "inputs": {"x": "row.r"}},
+        "mean": {"reduce": "mean", "inputs": {"y": ["one.y", "two.y"]}, "require": "best_effort"},
+    }
+    steps = {"each": {"map": {"over": {"r": "input.a"}}, "steps": body, "outputs": {"y": "mean.y"}}}
+    plan = compiled({**SPEC, "steps": steps, "outputs": {"y": "each.y"}})
+    job = FusedJob(plan)
+    for ask in job.take(start(plan, job_inputs(300)[:1], {})):
+        if ask.node.endswith("one"):
+            assert ended(job, ask, lambda *_: True) == []
+    assert job.all_late() == []
+    assert job.answer is not None
+    assert job.answer.outputs[0].shape == (300, 2)
+    assert job.answer.missing == ("each/two",)

@@ -140,10 +140,9 @@ def test_a_step_that_fails_is_tried_again_as_often_as_the_plan_says() -> None:
     assert bench.post.sent
 
 
-@pytest.mark.parametrize("status", [Status.CANCELLED, Status.INVALID])
-def test_what_another_attempt_cannot_change_is_not_tried_again(status: Status) -> None:
+def test_what_another_attempt_cannot_change_is_not_tried_again() -> None:
     bench = Bench()
-    bench.onward.fail(bench.origin(), status, "no", Receipt(), retryable=False)
+    bench.onward.fail(bench.origin(), Status.INVALID, "no", Receipt(), retryable=False)
     assert (bench.desk.put_offs, len(bench.post.sent)) == (0, 2)  # both branches hear of it
 
 
@@ -214,3 +213,18 @@ async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends
         assert response.status is Status.INVALID
         assert response.error is not None
         assert "submit the job again" in response.error.message
+
+
+def test_a_cancelled_step_ends_its_job_whatever_the_plan_says_of_failures() -> None:
+    bench = Bench()
+    bench.plan = compile_plan(
+        parse_pipeline(FAN.replace("retries: 2", "on_error: skip"), "test")[0],
+        pin=lambda name, version, _: ModelVersion(name, version or 1),
+        signature_of=lambda _: None,
+    )
+    bench.onward._plans.add(bench.plan)
+    bench.onward.fail(bench.origin(), Status.CANCELLED, "cancelled by its caller", Receipt(), retryable=False)
+    (posted,) = bench.post.sent
+    assert decode_response(posted.record[1], posted.record[0])[0].status is Status.CANCELLED
+    posted.acknowledge()
+    assert bench.is_answered

@@ -1,0 +1,103 @@
+"""What commands show of requests and pipelines, and which mistakes of a caller they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from contracts.adapters.registry import RegisteredPipeline, RegistryState
+from contracts.codec import encode_headers, encode_response
+from contracts.errors import ConfigurationError, InternalError, InvalidRequest, ModelNotFound
+from contracts.messages import Hop, Receipt, RequestHeaders, Response, ResponseBody, Status
+from contracts.names import ModelVersion
+from deploy.cli.app import run
+from deploy.cli.inputs import response_text
+from deploy.cli.inspection import chained_plan
+from deploy.cli.timeline import describe, lines_of
+from deploy.cli.trace import render
+
+RECEIPT = Receipt(worker="w-1", device="cpu", batch_rows=4, queued_us=2000, batched_us=300, computed_us=1000)
+
+
+@dataclass
+class Record:
+    """As a reader gives it."""
+
+    topic: str
+    timestamp: int
+    headers: Sequence[tuple[str, bytes]]
+    value: bytes | None = b""
+    partition: int = 0
+    offset: int = 0
+    timestamp_type: int = 1
+    key: bytes | None = None
+
+
+def answered(asked: Record) -> dict[str, Any]:
+    headers = [("v", b"1.0"), ("id", b"r-1"), ("status", b"OK"), ("to", b"t")]
+    reply = Record("headrace.replies.cli", 107, headers, encode_response(ResponseBody("m", 1, (), receipt=RECEIPT)))
+    return describe("r-1", lines_of([asked, reply], "headrace"))
+
+
+def shown(timeline: dict[str, Any]) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render(timeline))
+    return capture.get()
+
+
+@pytest.mark.parametrize(
+    "hop", [None, Hop("r-1", "0" * 32, "p@1", "", (), 0)], ids=["of a model", "of a fused pipeline"]
+)
+def test_the_trace_of_a_request_to_one_worker_shows_its_times_without_a_column_for_steps(hop: Hop | None) -> None:
+    timeline = answered(Record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, hop=hop))))
+    (step,) = timeline["steps"]
+    assert (step["computed_ms"], step["batch_rows"], step["worker"], step["ended_ms"]) == (1.0, 4, "w-1", 7)
+    text = shown(timeline)
+    assert "OK after 7 ms" in text
+    assert " step " not in text
+    assert "w-1" in text
+
+
+def test_the_answer_of_a_chained_pipeline_leads_to_its_trace_and_names_what_was_left_out() -> None:
+    response = Response("r-1", Status.OK, "p", 1, receipt=RECEIPT, parameters={"missing": "forest"})
+    text = response_text(response, is_chained=True)
+    assert text.splitlines() == [
+        "missing = forest",
+        "p@1 answered in 0.0 ms; `headrace trace r-1` shows its steps",
+    ]
+    assert "by w-1 on cpu, in a batch of 4" in response_text(response)
+
+
+def test_only_steps_of_chained_pipelines_can_be_inspected() -> None:
+    fused = RegisteredPipeline(name="p", version=1, spec={"fused": True}, joins=8)
+    state = RegistryState(models={}, deployments={}, routes={}, revision=1, pipelines={ModelVersion("p", 1): fused})
+    with pytest.raises(ConfigurationError, match="there is no pipeline digits; registered: p@1"):
+        chained_plan(state, "digits")
+    with pytest.raises(ConfigurationError, match="p@1 is fused"):
+        chained_plan(state, "p@1")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ModelNotFound("no version of x is deployed"), 2),
+        (InvalidRequest("it takes image"), 2),
+        (InternalError("x"), 1),
+    ],
+)
+def test_what_the_caller_got_wrong_exits_with_2(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("deploy.cli.app.app", fails)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == status
+    assert capsys.readouterr().err == f"headrace: {error}\n"
