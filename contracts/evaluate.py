@@ -152,6 +152,8 @@ def model_inputs(node: Node, context: Context) -> Inputs | Failure | Skip:
     if isinstance(found, Pending):
         return Skip()
     constants = constants_of(member, context)
+    if not constants:
+        return found
     rows = next((tensor.rows for name, tensor in found.items() if name not in constants), None)
     return repeated(found, constants, rows)
 

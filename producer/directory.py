@@ -66,6 +66,7 @@ class Directory:
         self._longest_run = longest_run
         self._state: RegistryState | None = None
         self._by_key: dict[ModelVersion, ModelPlan] = {}
+        self._making: dict[ModelVersion, asyncio.Task[ModelPlan]] = {}
         self._refreshing = asyncio.Lock()
         self._is_away = False
 
@@ -87,7 +88,7 @@ class Directory:
         plan = self._by_key.get(key)
         while plan is None:
             state = self._state
-            made = await self._make(key)
+            made = await self._made(key)
             if state is self._state:
                 plan = self._by_key[key] = made
             else:  # the registry was read again meanwhile: this may mean another version now, or none
@@ -131,6 +132,24 @@ class Directory:
             self._state = await self._registry.snapshot()
             self.plans.clear()  # whatever callers wrote may mean another version, or another signature, now
             self._by_key.clear()
+            self._making.clear()  # those who wait for one of these will see that the registry has moved, and ask again
+
+    async def _made(self, key: ModelVersion) -> ModelPlan:
+        """Make a plan once, however many ask: hundreds do whenever the registry has moved, and compiling takes a while.
+
+        Whoever gives up waiting leaves it to the others.
+        """
+        task = self._making.get(key)
+        if task is None:
+            task = self._making[key] = asyncio.get_running_loop().create_task(self._make(key), name=f"plan {key}")
+            task.add_done_callback(lambda task: self._forget(key, task))
+        return await asyncio.shield(task)
+
+    def _forget(self, key: ModelVersion, task: asyncio.Task[ModelPlan]) -> None:
+        if self._making.get(key) is task:
+            del self._making[key]
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waits for it any more
 
     async def _make(self, key: ModelVersion) -> ModelPlan:
         state = self._state

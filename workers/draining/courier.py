@@ -15,6 +15,8 @@ from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
+_counters = {kind: metrics.EMISSIONS.labels(kind.__name__.lower()) for kind in (Ask, Part, Answer)}
+
 Done = Callable[[object], None]
 Unroutable = Callable[[str, Done], None]
 """Keeps a job's answer that has nowhere to go, says so, and calls on."""
@@ -82,7 +84,7 @@ class Courier:
         )
         shipment.expect(len(records))
         for record in records:
-            metrics.EMISSIONS.labels(type(record.emission).__name__.lower()).inc()
+            _counters[type(record.emission)].inc()
             if record.partition is None:
                 self._unroutable(shipment, record)
             else:

@@ -47,11 +47,13 @@ class FakeKafka:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.asked = asyncio.Event()
+        self.times_asked = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
     async def partitions(self, topic: str) -> int:
         self.asked.set()
+        self.times_asked += 1
         await self.may_answer.wait()
         return self.counts.get(topic, 8)
 
@@ -125,6 +127,19 @@ async def test_all_spellings_of_one_version_share_a_plan(directory: Directory) -
         await directory.plan("digits@2", None),
     ]
     assert len(set(map(id, plans))) == 1
+
+
+async def test_however_many_ask_at_once_a_plan_is_made_once_and_nobody_gives_it_up_for_others(
+    directory: Directory, kafka: FakeKafka
+) -> None:
+    kafka.may_answer.clear()
+    asking = [asyncio.get_running_loop().create_task(directory.plan("digits", 2)) for _ in range(50)]
+    await kafka.asked.wait()
+    asking.pop(0).cancel()  # the one that began it
+    kafka.may_answer.set()
+    plans = await asyncio.gather(*asking)
+    assert len(set(map(id, plans))) == 1
+    assert kafka.times_asked == 1
 
 
 async def test_a_known_name_costs_no_look_at_the_registry(directory: Directory, registry: FakeRegistry) -> None:
