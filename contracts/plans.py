@@ -19,7 +19,6 @@ Values travel in an `Env`: tensors named `step.tensor`. What is not in it was sk
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -42,7 +41,6 @@ MISSING: Final = "*missing"
 DIGEST_BYTES: Final = 16
 MAX_DEPTH: Final = 4
 """Maps inside of each other, at most."""
-_INDEX = re.compile(r"[0-9]{1,9}")
 
 Kind = Literal["input", "model", "reduce", "map", "yield", "gather", "output"]
 OnError = Literal["fail", "skip", "default"]
@@ -321,14 +319,3 @@ def child_id(job: str, node: str, branch: Branch = ()) -> str:
 def format_branch(branch: Branch) -> str:
     """A branch path as it travels: `3.7`; "" outside of all maps."""
     return ".".join(map(str, branch))
-
-
-def parse_branch(text: str) -> Branch:
-    """A branch path from its text. Raises InvalidRequest when it is none."""
-    if not text:
-        return ()
-    indexes = text.split(".")
-    if len(indexes) > MAX_DEPTH or not all(_INDEX.fullmatch(index) for index in indexes):
-        msg = "header branch must be the row numbers of at most 4 maps, such as 3.7"
-        raise InvalidRequest(msg)
-    return tuple(map(int, indexes))

@@ -9,9 +9,9 @@ count as unacknowledged bytes until they are stored, which stops launching when 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -23,11 +23,10 @@ from contracts.plans import Emission, Plan
 from contracts.references import movable, moved
 from contracts.tensors import Tensor
 from workers.draining import metrics
+from workers.draining.errands import Errands, patiently
 from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)
-
-_PAUSES_SECONDS = (0.2, 1.0, 3.0)  # between attempts to store
 
 Then = Callable[[Emission], None]
 Failed = Callable[[Emission, str], None]
@@ -42,7 +41,8 @@ class LargeHops:
         self._publisher = publisher
         self._record_bytes = record_bytes
         self._tensor_bytes = tensor_bytes
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
+        self.stop = self._errands.stop
 
     def concerns(self, plan: Plan, emission: Emission) -> bool:
         """Whether something of it has to be stored."""
@@ -57,24 +57,11 @@ class LargeHops:
         size = sum({id(tensor.data): len(tensor.data) for tensor in movable(plan, copied)}.values())
         self._publisher.hold(size)
         work = self._store(plan, copied, tenant or DEFAULT_TENANT, then, failed)
-        task = asyncio.get_running_loop().create_task(work, name="worker.large-hop")
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._ended(task, size))
-
-    async def stop(self) -> None:
-        """Give up what is not stored; the next owner of the records behind it does them again."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _ended(self, task: asyncio.Task[None], size: int) -> None:
-        self._tasks.discard(task)
-        self._publisher.release(size)
+        self._errands.run(work, "worker.large-hop", lambda: self._publisher.release(size))
 
     async def _store(self, plan: Plan, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
         try:
-            small = await self._small(plan, emission, tenant)
+            small = await patiently(partial(self._attempt, plan, emission, tenant), "storing a step's tensors")
         except (TransportError, ConfigurationError) as exc:
             log.warning("a step's tensors could not be stored: %s", exc)
             failed(emission, f"its tensors are too large for a record and could not be stored: {exc}")
@@ -85,15 +72,6 @@ class LargeHops:
             stored = sum(tensor.ref.size for tensor in movable(plan, small) if tensor.ref is not None)
             metrics.HOP_PAYLOADS.inc(stored)
             then(small)
-
-    async def _small(self, plan: Plan, emission: Emission, tenant: str) -> Emission:
-        for pause in _PAUSES_SECONDS:
-            try:
-                return await self._attempt(plan, emission, tenant)
-            except TransportError as exc:
-                log.info("storing a step's tensors again in %g s: %s", pause, exc)
-                await asyncio.sleep(pause)
-        return await self._attempt(plan, emission, tenant)
 
     async def _attempt(self, plan: Plan, emission: Emission, tenant: str) -> Emission:
         tensors = movable(plan, emission)

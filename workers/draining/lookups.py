@@ -6,9 +6,9 @@ be reached is asked again a few times; then, as when a value is gone, the job en
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from contracts.adapters.blobs import Blobs, ByteBudget
 from contracts.errors import ConfigurationError, PayloadLost, TransportError
@@ -18,10 +18,10 @@ from contracts.payloads import URL_VARIABLE
 from contracts.plans import INPUT, Env, Failure, Plan
 from contracts.references import missing
 from contracts.tensors import Tensor, check_tensor
+from workers.draining.errands import Errands, patiently
 
 log = logging.getLogger(__name__)
 
-_PAUSES_SECONDS = (0.2, 1.0, 3.0)  # between attempts to read
 _NO_STORE = f"a value lies in a store, and this worker has none to look it up in: set {URL_VARIABLE}"
 
 Then = Callable[[Sequence[Env]], None]
@@ -36,7 +36,8 @@ class Lookups:
         self._blobs = blobs
         self._limit = limit_bytes
         self._budget = ByteBudget(limit_bytes)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
+        self.stop = self._errands.stop
 
     def when(
         self, plan: Plan, node: str, envs: Sequence[Mapping[str, Tensor]], tenant: str, then: Then, failed: Failed
@@ -47,16 +48,7 @@ class Lookups:
             then([dict(env) for env in envs])
             return
         work = self._fetch(keys, node, [dict(env) for env in envs], tenant or DEFAULT_TENANT, then, failed)
-        task = asyncio.get_running_loop().create_task(work, name="worker.lookup")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def stop(self) -> None:
-        """Read nothing more; the next owner of the records behind it does."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._errands.run(work, "worker.lookup")
 
     async def _fetch(
         self, keys: frozenset[str], node: str, envs: list[Env], tenant: str, then: Then, failed: Failed
@@ -81,7 +73,7 @@ class Lookups:
 
     async def _restored(self, keys: frozenset[str], node: str, envs: list[Env], tenant: str) -> list[Env] | Failure:
         try:
-            complete = [await self._patiently(keys, env, tenant) for env in envs]
+            complete = [await patiently(partial(self._read, keys, env, tenant), "reading a value") for env in envs]
         except PayloadLost as exc:
             if node == INPUT:  # nobody but the caller has put it there
                 return Failure(Status.INVALID, str(exc), node)
@@ -91,15 +83,6 @@ class Lookups:
         faults = (check_tensor(env[key]) for env in complete for key in keys if key in env)
         fault = next(filter(None, faults), None)
         return complete if fault is None else Failure(Status.INVALID, fault, node)
-
-    async def _patiently(self, keys: frozenset[str], env: Env, tenant: str) -> Env:
-        for pause in _PAUSES_SECONDS:
-            try:
-                return await self._read(keys, env, tenant)
-            except TransportError as exc:
-                log.info("reading a value again in %g s: %s", pause, exc)
-                await asyncio.sleep(pause)
-        return await self._read(keys, env, tenant)
 
     async def _read(self, keys: frozenset[str], env: Env, tenant: str) -> Env:
         if self._blobs is None:

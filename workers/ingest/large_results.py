@@ -7,9 +7,9 @@ the request as INTERNAL, which may be sent again: a result is never dropped in s
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -17,12 +17,11 @@ from contracts.adapters.blobs import Blobs
 from contracts.codec import decode_response_body, encode_response
 from contracts.errors import ConfigurationError, TransportError
 from contracts.messages import ResponseBody
+from workers.draining.errands import Errands, patiently
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 
 log = logging.getLogger(__name__)
-
-_PAUSES_SECONDS = (0.2, 1.0, 3.0)  # between attempts to store
 
 
 class LargeResults:
@@ -31,7 +30,8 @@ class LargeResults:
     def __init__(self, blobs: Blobs, publisher: Publisher) -> None:
         self._blobs = blobs
         self._publisher = publisher
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
+        self.stop = self._errands.stop
 
     def put(
         self, body: bytes, tenant: str, limit: int, then: Callable[[bytes], None], failed: Callable[[str], None]
@@ -39,26 +39,14 @@ class LargeResults:
         """Store what does not fit; `then` gets a body of at most `limit` bytes, or `failed` the reason why not."""
         self._publisher.hold(len(body))
         work = self._store(body, tenant, limit, then, failed)
-        task = asyncio.get_running_loop().create_task(work, name="worker.large-result")
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._ended(task, len(body)))
-
-    async def stop(self) -> None:
-        """Give up what is not stored; its records stay uncommitted, and the next owner does them again."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _ended(self, task: asyncio.Task[None], size: int) -> None:
-        self._tasks.discard(task)
-        self._publisher.release(size)
+        self._errands.run(work, "worker.large-result", lambda: self._publisher.release(len(body)))
 
     async def _store(
         self, body: bytes, tenant: str, limit: int, then: Callable[[bytes], None], failed: Callable[[str], None]
     ) -> None:
         try:
-            small = await self._small(decode_response_body(body), tenant, limit)
+            decoded = decode_response_body(body)
+            small = await patiently(partial(self._attempt, decoded, tenant, limit), "storing a result")
         except (TransportError, ConfigurationError) as exc:
             log.warning("a result of %d bytes could not be stored: %s", len(body), exc)
             failed(f"the result is {len(body):,} bytes and could not be stored: {exc}")
@@ -71,15 +59,6 @@ class LargeResults:
                 then(small)
             else:
                 failed(f"the result is {len(small):,} bytes beside its tensors, above the limit of {limit:,}")
-
-    async def _small(self, body: ResponseBody, tenant: str, limit: int) -> bytes:
-        for pause in _PAUSES_SECONDS:
-            try:
-                return await self._attempt(body, tenant, limit)
-            except TransportError as exc:
-                log.info("storing a result again in %g s: %s", pause, exc)
-                await asyncio.sleep(pause)
-        return await self._attempt(body, tenant, limit)
 
     async def _attempt(self, body: ResponseBody, tenant: str, limit: int) -> bytes:
         outputs = await self._blobs.store(body.outputs, each=limit, total=limit, tenant=tenant)

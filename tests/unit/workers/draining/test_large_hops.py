@@ -136,7 +136,7 @@ def test_what_fits_is_left_alone(tmp_path: Path) -> None:
 async def test_a_store_that_cannot_be_written_is_a_reason_and_nothing_stays_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.draining.large_hops._PAUSES_SECONDS", (0.001,))
+    monkeypatch.setattr("workers.draining.errands.PAUSES_SECONDS", (0.001,))
     (tmp_path / "file").write_text("in the way")
     held = Held()
     large, blobs = hops((tmp_path / "file").as_uri(), held)
