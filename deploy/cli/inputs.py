@@ -54,6 +54,9 @@ def _joined(name: str, arrays: list[npt.ArrayLike]) -> npt.ArrayLike:
 def _split(argument: str, spec: Asked) -> tuple[str, str]:
     name, equals, value = argument.partition("=")
     if equals and name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        if name not in {tensor.name for tensor in spec.inputs}:
+            msg = f"{spec.key} has no input {name!r}; it takes {', '.join(tensor.name for tensor in spec.inputs)}"
+            raise ConfigurationError(msg)
         return name, value
     if len(spec.inputs) == 1:
         return spec.inputs[0].name, argument

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from producer.client import InferenceClient
 
 _SHOWN_ERRORS = 5
+_FAST = 10  # a second; below, tenths are of interest
 
 
 class Sending(NamedTuple):
@@ -90,8 +91,10 @@ def say_error(row: int, response: Response) -> None:
 
 
 def _summary(key: ModelVersion, rows: int, failed: int, seconds: float) -> str:
-    answered = f"{rows - failed:,} of {rows:,} rows" if failed else f"{rows:,} rows"
-    return f"{key} answered {answered} in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.0f} a second"
+    unit = "row" if rows == 1 else "rows"
+    answered = f"{rows - failed:,} of {rows:,} {unit}" if failed else f"{rows:,} {unit}"
+    rate = rows / max(seconds, 1e-9)
+    return f"{key} answered {answered} in {seconds:.1f} s, {rate:,.{0 if rate >= _FAST else 1}f} a second"
 
 
 @contextmanager

@@ -41,6 +41,11 @@ def test_the_name_may_be_left_out_where_there_is_one_input() -> None:
         parse_inputs(["[[1, 2]]"], spec(_x, _text))
 
 
+def test_a_name_that_the_model_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ConfigurationError, match="m@1 has no input 'y'; it takes x, text"):
+        parse_inputs(["y=[[1, 2]]"], spec(_x, _text))
+
+
 def test_a_file_is_read_and_brought_to_the_type_of_the_model(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.array([[1, 2]], np.uint8))
     array = np.asarray(parse_inputs([f"x=@{tmp_path / 'rows.npy'}"], spec(_x))["x"])
