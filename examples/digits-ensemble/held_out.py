@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def right(file: Path) -> tuple[int, int]:
     return sum(_label(answer) == label for answer, label in zip(answers, labels, strict=True)), len(labels)
 
 
-def _label(answer: dict[str, list[dict[str, object]]]) -> int | None:
+def _label(answer: dict[str, Any]) -> int | None:
     """The digit that an answer is most sure of; None when it is an error."""
     scores = [output["data"] for output in answer.get("outputs", ()) if output["name"] == "scores"]
     return int(np.argmax(scores[0])) if scores else None

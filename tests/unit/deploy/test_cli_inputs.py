@@ -15,7 +15,7 @@ from contracts.errors import ConfigurationError
 from contracts.messages import ErrorDetail, Receipt, Response, Status
 from contracts.specs import ModelSpec
 from contracts.tensors import Tensor
-from deploy.cli.inputs import load_array, parse_inputs, parse_json, response_json, response_text
+from deploy.cli.inputs import Arrays, load_array, parse_inputs, parse_json, response_json, response_text
 from deploy.cli.outputs_file import OutputsFile
 from deploy.cli.per_row import rows_of
 
@@ -162,9 +162,9 @@ def test_per_row_each_row_becomes_a_request() -> None:
         ({"x": 3}, "have no rows"),
     ],
 )
-def test_inputs_that_make_no_rows_are_refused(arrays: dict[str, object], words: str) -> None:
+def test_inputs_that_make_no_rows_are_refused(arrays: Arrays, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        rows_of(arrays)  # type: ignore[arg-type] - so a user may write them
+        rows_of(arrays)
 
 
 def test_outputs_are_written_with_all_digits_and_nothing_that_differs_from_run_to_run(tmp_path: Path) -> None:
