@@ -101,7 +101,7 @@ def test_what_is_no_image_is_refused(fleet: LocalFleet, pages: dict[str, bytes])
     with pytest.raises(ValueError, match="the page is no picture: its 8 bytes"):
         fleet.ask(ModelVersion("page-scale", 1), {"page": texts(b"no image")}, {})
     with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
-        fleet.ask(ModelVersion("page-scale", 1), {"page": texts(pages["page-12.png"][:2000])}, {})
+        fleet.ask(ModelVersion("page-scale", 1), {"page": texts(pages["page-26.jpg"][:2000])}, {})
 
 
 def test_without_the_package_preparing_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
