@@ -274,12 +274,13 @@ class Batcher:
         stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
         self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
         self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
+        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
+        # In the same turn of the loop, but behind the batch: what waits for Redis to be woken is the engine.
+        self._suspects.launched(slot, deliveries)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
-        self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
         return True
 
     def _too_large(self, deliveries: list[Delivery]) -> None:

@@ -22,6 +22,7 @@ from aiokafka.producer.sender import SendProduceReqHandler
 
 from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import Partition
+from contracts.adapters.kafka.framing import hear_at_once
 
 _Batches = dict[Partition, MessageBatch]
 
@@ -91,6 +92,7 @@ class Direct:
         data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
         request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
         connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
+        hear_at_once(self._client, leader)
         try:
             answer = connection.send(request)
         except kafka_errors.KafkaError as exc:
