@@ -138,10 +138,12 @@ class Launcher:
                 self._pump_again = False
                 for batches in self._models:
                     batches.look()
-                while self._has_place() and self._launch_one():
+                is_waiting = any(batches.is_waiting for batches in self._models)
+                while is_waiting and self._has_place() and self._launch_one():
                     pass
-                for batches in self._models:
-                    batches.look()
+                if is_waiting:
+                    for batches in self._models:
+                        batches.look()
         finally:
             self._is_pumping = False
 

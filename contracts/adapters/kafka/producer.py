@@ -128,13 +128,21 @@ class Producer:
         return future
 
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None = 30.0
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[Outgoing],
+        *,
+        timeout_seconds: float | None = 30.0,
+        is_lone: bool = False,
     ) -> Ack | None:
         """Publish records to one partition in as few batches as fit, and wait until all are acknowledged.
 
         Costs about half of as many `send` calls: one future and one pass for a whole batch. Returns the last batch's
         acknowledgement, None for no records. Errors as in `send`, and AckUnknown when the time is over, of which there
-        is no end without a timeout; after an error, any number of the records may have arrived.
+        is no end without a timeout; after an error, any number of the records may have arrived. `is_lone` says that
+        nothing for other partitions is published in this turn of the event loop: what is leaves at once then, and what
+        is nevertheless waits for its acknowledgement.
         """
         if partition >= self._partitions.get(topic, 0):
             await self._check_partition(topic, partition)
@@ -142,7 +150,7 @@ class Producer:
         acks: list[asyncio.Future[Any]] = []
         try:
             for batch in self._batches(records):
-                ack = None if unsent else self._send_at_once(batch, topic, partition)
+                ack = None if unsent else self._send_now(batch, topic, partition, is_lone=is_lone)
                 if ack is None:
                     unsent.append(batch)  # in order: nothing overtakes what has to be queued
                 else:
@@ -174,9 +182,11 @@ class Producer:
             position = taken  # at least one further: a batch takes its first record whatever its size
             yield builder
 
-    def _send_at_once(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any] | None:
+    def _send_now(self, batch: Any, topic: str, partition: int, *, is_lone: bool) -> asyncio.Future[Any] | None:
         """The future of a batch's acknowledgement, None when it must wait for its turn."""
-        future = self._direct.send(batch, Partition(topic, partition)) if self._direct is not None else None
+        if self._direct is None:
+            return None
+        future = self._direct.send(batch, Partition(topic, partition), is_lone=is_lone)
         return None if future is None else asyncio.shield(future)
 
     async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
