@@ -110,7 +110,8 @@ class ModelSpec(Spec):
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     batching: BatchingSpec = BatchingSpec()
     streaming: bool = False
-    """Whether the model yields its answer in parts. Each request then has one row. python backend only."""
+    """Whether the model yields its answer in parts. Each request then has one row. Backend python, or torch with a
+    handler."""
     sequences: SequencesSpec | None = None
     """For models that keep a state from step to step of a sequence. Each request then is a step and has one row. python
     backend only."""
@@ -143,15 +144,18 @@ class ModelSpec(Spec):
     def _check_streaming(self) -> None:
         if not self.streaming and self.sequences is None:
             return
+        if self.streaming and self.sequences is not None:
+            msg = "streaming and sequences exclude each other"
+            raise ValueError(msg)
         what = "streaming" if self.streaming else "sequences"
-        if self.backend != "python":
-            msg = f"{what} belongs to the python backend"
+        if self.backend not in (("python", "torch") if self.streaming else ("python",)):
+            msg = f"{what} does not go with the {self.backend} backend"
+            raise ValueError(msg)
+        if self.backend == "torch" and not self.handler:
+            msg = "streaming with the torch backend needs a handler: only a declared module can yield"
             raise ValueError(msg)
         if self.max_request_rows > 1:
             msg = f"a request of a model with {what} has one row: leave out max_request_rows"
-            raise ValueError(msg)
-        if self.streaming and self.sequences is not None:
-            msg = "streaming and sequences exclude each other"
             raise ValueError(msg)
 
     @property
