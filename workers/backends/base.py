@@ -9,7 +9,7 @@ A backend owns one model. The engine's launcher, a single thread, calls it:
 Input arrays are views of a slot: they belong to the model until `infer` returns, and are overwritten afterwards. Output
 arrays are copied into the slot at once, so they may be views of the inputs or of buffers that the model uses again.
 Whatever `infer` raises fails that batch alone; MemoryError, into which each backend translates its library's
-allocation failures, says that a smaller batch may succeed.
+allocation failures, says that a smaller batch may succeed, and DeviceLost ends the process.
 
 A device that computes while its host prepares the next batch needs `submit` and `poll` instead of `infer`. They fit
 beside it: answers on the link carry slot and sequence, so they may leave in any order and from another thread, and
@@ -39,13 +39,15 @@ class ModelContext:
     """What a model may know when it is loaded; a python handler's `load` gets it too.
 
     `folder` holds model.yaml and the artefacts, `threads` is the lease's share of cores (at least 1), `device` is
-    "cpu" or "cuda:0": where the model is expected to run.
+    "cpu" or "cuda:0": where the model is expected to run. `cache` is a folder for what a library compiles from these
+    very artefacts; it need not exist, and without a digest of the artefacts there is none.
     """
 
     spec: ModelSpec
     folder: Path
     threads: int = 1
     device: str = CPU
+    cache: Path | None = None
 
     @property
     def artefact(self) -> Path:

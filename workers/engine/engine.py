@@ -74,8 +74,8 @@ class EngineLink:
 class Engine:
     """Introduces itself, loads what it is told, and runs batches until the link ends, Stop or `quiet`."""
 
-    def __init__(self, link: EngineLink, token: str) -> None:
-        self._link, self._token = link, token
+    def __init__(self, link: EngineLink, token: str, cache: Path | None = None) -> None:
+        self._link, self._token, self._cache = link, token, cache
         self._messages = link.messages()
         self._waiting: deque[Message] = deque()
         self._models: list[LoadedModel] = []
@@ -108,7 +108,7 @@ class Engine:
         return True
 
     def serve(self) -> None:
-        """Tell ingest that the models are ready, then run batches until there are no more."""
+        """Tell ingest that the models are ready, then run batches until there are no more. Raises DeviceLost."""
         if self._ready is None:
             raise RuntimeError("nothing is loaded")
         link, models = self._link, self._models
@@ -169,7 +169,7 @@ class Engine:
         except (OSError, ValueError) as exc:
             raise ModelLoadError(f"the slots at {load.slots_path} cannot be mapped: {exc}") from exc
         for model in load.models:
-            self._models.append(LoadedModel.load(model, self._slots, load.threads))
+            self._models.append(LoadedModel.load(model, self._slots, load.threads, self._cache))
         # What was made by now lives as long as the process: collections need not walk it again and again.
         gc.collect()
         gc.freeze()

@@ -23,6 +23,7 @@ from contracts.specs import ModelSpec
 from contracts.tensors import BYTES
 from workers.backends import new_backend
 from workers.backends.base import Arrays, Backend, ModelContext, StatefulBackend, StreamingBackend, visible_device
+from workers.backends.device_faults import DeviceLost
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
 from workers.engine.states import States, made_up
 from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
@@ -48,16 +49,17 @@ class LoadedModel:
         self.states = States()
 
     @classmethod
-    def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
-        """Load and warm up. Raises ModelLoadError."""
+    def load(cls, model: ModelToLoad, slots: SlotFile, threads: int, cache: Path | None = None) -> LoadedModel:
+        """Load and warm up; `cache` is a folder for what libraries compile. Raises ModelLoadError."""
         try:
             spec = ModelSpec.model_validate_json(model.spec)
         except ValidationError as exc:
             raise ModelLoadError(f"{model.key}: its spec cannot be read: {exc}") from exc
         _check_artefacts(model, spec)
         backend = new_backend(spec.backend)
+        context = ModelContext(spec, Path(model.folder), threads, visible_device(os.environ), _cache_of(model, cache))
         try:
-            backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
+            backend.load(context)
         except ModelLoadError:
             raise
         except BaseException as exc:
@@ -81,6 +83,8 @@ class LoadedModel:
                 self._try(inputs, rows)
             except OutputMismatch as exc:
                 raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros: {exc}") from exc
+            except DeviceLost as exc:
+                raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros lost the device: {exc}") from exc
             except MemoryError as exc:
                 raise ModelLoadError(
                     f"{spec.key}: no memory for a batch of {rows} rows; lower max_batch_size in model.yaml"
@@ -136,7 +140,7 @@ class LoadedModel:
             else:
                 outputs = self.backend.infer(inputs, rows, batch.parameters)
                 regions = self._outputs.write(outputs, rows, slots.output(slot))
-        except LinkEnded:
+        except (LinkEnded, DeviceLost):
             raise
         except OutputMismatch as exc:
             return self._failed(batch, "output", exc, str(exc))
@@ -164,6 +168,11 @@ class LoadedModel:
             self.backend.close()
         except Exception:
             log.exception("%s failed while it was closed", self.spec.key)
+
+
+def _cache_of(model: ModelToLoad, cache: Path | None) -> Path | None:
+    """Where things compiled from this version's artefacts may be kept; nowhere when it is not known that they are."""
+    return cache / f"{model.key}-{model.digest.removeprefix('sha256:')[:16]}" if cache and model.digest else None
 
 
 def _check_artefacts(model: ModelToLoad, spec: ModelSpec) -> None:
