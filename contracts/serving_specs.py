@@ -98,3 +98,11 @@ class OnnxSpec(Spec):
             msg = "fp16 is TensorRT's: write provider: tensorrt, or export the graph in half precision"
             raise ValueError(msg)
         return self
+
+
+class TorchSpec(Spec):
+    """How torch runs a program on a GPU."""
+
+    graphs: bool = True
+    """Whether batches of the padded sizes (padding.batch) are captured as CUDA graphs. A graph repeats what the first
+    run did: turn it off for modules whose Python code decides by values, counts, or draws numbers itself."""

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
-from contracts.serving_specs import BatchingSpec, OnnxSpec, SequencesSpec, Spec
+from contracts.serving_specs import BatchingSpec, OnnxSpec, SequencesSpec, Spec, TorchSpec
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 from contracts.yaml_lines import load
@@ -119,6 +119,8 @@ class ModelSpec(Spec):
     """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
     onnx: OnnxSpec = OnnxSpec()
     """Options of the onnx backend."""
+    torch: TorchSpec = TorchSpec()
+    """Options of the torch backend."""
     slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
     """Room for one batch's inputs and outputs in shared memory; by default computed from the shapes."""
 
@@ -137,9 +139,10 @@ class ModelSpec(Spec):
         if self.handler and self.backend == "onnx":
             msg = "handler belongs to the python and torch backends"
             raise ValueError(msg)
-        if self.onnx != OnnxSpec() and self.backend != "onnx":
-            msg = "onnx: belongs to the onnx backend"
-            raise ValueError(msg)
+        for kind, is_default in (("onnx", self.onnx == OnnxSpec()), ("torch", self.torch == TorchSpec())):
+            if not is_default and self.backend != kind:
+                msg = f"{kind}: belongs to the {kind} backend"
+                raise ValueError(msg)
         self._check_streaming()
         if "/" in self.artefact or self.artefact.startswith("."):
             msg = "artefact must be a file in the version's own folder"

@@ -192,7 +192,8 @@ class Worker:
         spec = model.spec.model_dump_json()
         batching, is_trusted = model.spec.batching, model.key in self._trusted
         sizes = bucket_sizes(batching.max_batch_size, batching.preferred_batch_sizes)
-        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes)
+        padded = sizes if batching.padding.batch else ()
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes, padded)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix
