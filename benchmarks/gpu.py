@@ -22,6 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,7 +79,7 @@ def ceilings(seconds: float) -> list[Row]:
         ("pageable", torch.empty(size, dtype=torch.uint8)),
     ):
         host.fill_(1)
-        taken = per_run(lambda host=host: target.copy_(host, non_blocking=True), torch.cuda.synchronize, seconds)
+        taken = per_run(partial(target.copy_, host, non_blocking=True), torch.cuda.synchronize, seconds)
         rows.append({"what": f"copy in, {name}, GB/s", "figure": size / taken / 1e9})
     return rows
 
@@ -103,10 +104,10 @@ def bare(model: GpuModel, seconds: float) -> list[Bucket]:
     for rows in BUCKETS:
         staged = [door.upload(array, is_bf16=False) for array in model.sample(rows).values()]
         door.settle()
-        eager = per_run(lambda staged=staged: door.call(program, staged), door.settle, seconds)
+        eager = per_run(partial(door.call, program, staged), door.settle, seconds)
         replayed = None
         if rows in captured:
-            replayed = per_run(lambda rows=rows: door.replay(graphs[rows].graph), door.settle, seconds) * 1000
+            replayed = per_run(partial(door.replay, graphs[rows].graph), door.settle, seconds) * 1000
         found.append(Bucket(rows, eager * 1000, replayed))
     backend.close()
     return found
