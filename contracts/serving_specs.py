@@ -90,3 +90,28 @@ class SequencesSpec(Spec):
     """Sequences that one worker keeps at a time; one more is answered OVERLOADED."""
     idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """A sequence without a step for so long is forgotten."""
+
+
+class OnnxSpec(Spec):
+    """How ONNX Runtime runs a graph."""
+
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Which execution provider. `auto` is CUDA on a GPU and the CPU elsewhere; `tensorrt` is TensorRT where it is
+    installed, else CUDA."""
+    fp16: bool = False
+    """Whether TensorRT may compute in half precision."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OnnxSpec:
+        if self.fp16 and self.provider != "tensorrt":
+            msg = "fp16 is TensorRT's: write provider: tensorrt, or export the graph in half precision"
+            raise ValueError(msg)
+        return self
+
+
+class TorchSpec(Spec):
+    """How torch runs a program on a GPU."""
+
+    graphs: bool = True
+    """Whether batches of the padded sizes (padding.batch) are captured as CUDA graphs. A graph repeats what the first
+    run did: turn it off for modules whose Python code decides by values, counts, or draws numbers itself."""

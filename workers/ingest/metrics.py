@@ -26,3 +26,6 @@ MEMORY_ROWS = telemetry.gauge("worker_memory_rows", "Rows in a batch that the de
 PAYLOADS = telemetry.counter("worker_payload_bytes", "Bytes of tensors read from the store, and written.", "direction")
 RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
 FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")
+ENGINE_GRAPHS = telemetry.gauge(
+    "engine_graphs", "CUDA graphs that the engine has made, and that it could not make.", "model", "outcome"
+)

@@ -190,8 +190,10 @@ class Worker:
 
     def _to_load(self, model: RegisteredModel) -> ModelToLoad:
         spec = model.spec.model_dump_json()
-        is_trusted, sizes = model.key in self._trusted, batch_sizes(model.spec.batching)
-        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes)
+        batching, is_trusted = model.spec.batching, model.key in self._trusted
+        sizes = batch_sizes(batching)
+        padded = sizes if batching.padding.batch or batching.batch_invariant else ()
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes, padded)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix
