@@ -2,8 +2,8 @@
 
 The graph's own signature is compared with model.yaml when the model is loaded: a wrong name, type or size is found
 before the first request, not by it. `onnx_providers` says what runs the graph, `onnx_binding` how a GPU's results come
-back. On a CPU outputs are fetched with `run` and copied into the slot: binding them costs 2 to 7 µs a batch there, of 7
-that the whole of a tiny graph takes, and nothing is to be seen of it with an encoder of 10 ms a row.
+back. On a CPU outputs are fetched with `run` and copied into the slot: binding them gained nothing there, and cost up
+to 7 µs a batch.
 
 The CUDA and TensorRT providers were written by their documentation, and have not run on a device yet.
 """
