@@ -160,23 +160,25 @@ class Ran(msgspec.Struct, frozen=True, gc=False):
     before: Spent = Spent()
 
     @property
+    def spent(self) -> Spent:
+        """Where the time of the whole way so far went."""
+        own, before = self.receipt, self.before
+        return Spent(
+            before.queued_us + own.queued_us,
+            before.batched_us + own.batched_us,
+            before.computed_us + own.computed_us,
+        )
+
+    @property
     def whole(self) -> Receipt:
         """The receipt with the times of the whole way so far."""
-        own, before = self.receipt, self.before
-        return msgspec.structs.replace(
-            own,
-            queued_us=before.queued_us + own.queued_us,
-            batched_us=before.batched_us + own.batched_us,
-            computed_us=before.computed_us + own.computed_us,
-        )
+        queued, batched, computed = msgspec.structs.astuple(self.spent)
+        return msgspec.structs.replace(self.receipt, queued_us=queued, batched_us=batched, computed_us=computed)
 
 
 def ran_after(previous: Ran | None, step: str, receipt: Receipt, branch: tuple[int, ...]) -> Ran:
     """A step that has ended, and the way to it: `previous` is the one that its request came from."""
-    if previous is None:
-        return Ran(step, receipt, branch)
-    way = previous.whole
-    return Ran(step, receipt, branch, Spent(way.queued_us, way.batched_us, way.computed_us))
+    return Ran(step, receipt, branch, Spent() if previous is None else previous.spent)
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

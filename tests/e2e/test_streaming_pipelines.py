@@ -15,12 +15,14 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.harness import control, deploy, wait_for_workers
+from contracts.adapters.compiled import compiled
 from contracts.errors import Cancelled, DeadlineExceeded, InternalError, PoisonRequest, StreamBroken
 from contracts.messages import Response, Status
 from contracts.names import ModelVersion
 from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from deploy.cli.history import scan
+from deploy.cli.inspection import describe as inspected
 from deploy.cli.timeline import describe, lines_of
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
@@ -64,6 +66,13 @@ steps:
   both: {{reduce: first_of, inputs: {{plan: [a.plan, b.plan]}}}}
   count: {{model: counter@1, inputs: {{plan: both.plan}}, timeout_ms: 60000}}
 outputs: {{figure: count.number, filler: count.filler}}
+"""
+EASED = f"""
+name: eased
+{HEAD}
+steps:
+  count: {{model: counter@1, inputs: {{plan: input.plan}}, on_error: skip}}
+outputs: {{figure: count.number}}
 """
 COLLECTED = f"""
 name: collected
@@ -129,7 +138,7 @@ async def counting(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
         settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
         async with InferenceClient(settings) as client:
             fleet = PipelineFleet(stack, client, registry, leases, home)
-            await fleet.apply(TOLD, MET, COLLECTED, fused(TOLD), fused(MET))
+            await fleet.apply(TOLD, MET, EASED, COLLECTED, fused(TOLD), fused(MET))
             for name in ("counter", "scribe"):
                 await wait_for_workers(leases, ModelVersion(name, 1), 1)
             address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": stack.redis_url}
@@ -249,6 +258,15 @@ async def test_a_stream_that_raises_ends_its_job_and_no_other(counting: Counting
     assert good == [[0, 1, 2, 3, 4]] * 3
 
 
+async def test_a_failure_is_made_good_only_for_whom_no_part_has_reached(counting: Counting) -> None:
+    (end,) = [part async for part in counting.stream("eased", plan(5, RAISE, at=0))]
+    assert (end.status, end.outputs, end.parameters) == (Status.OK, (), {"skipped": "figure"})
+    found: list[int] = []
+    with pytest.raises(StreamBroken):
+        await read_into(found, counting.stream("eased", plan(5, RAISE, at=2)))
+    assert found == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["told", "told-fused"])
 async def test_a_part_that_no_record_holds_ends_the_job(counting: Counting, name: str) -> None:
     with pytest.raises(InternalError, match="a part of the result is above the limit"):
@@ -277,6 +295,10 @@ async def test_a_trace_shows_the_steps_of_a_stream_and_the_shell_prints_its_part
     computed = sum(step["computed_ms"] for step in timeline["steps"])
     assert end.receipt.computed_us / 1000 == pytest.approx(computed)
     assert len(timeline["steps"]) == (1 if "fused" in name else 2)
+    if name == "told":
+        state = await counting.fleet.registry.snapshot()
+        (shown,) = inspected(found.records, "count", compiled(state.pipelines[ModelVersion(name, 1)], state), 5)
+        assert shown["inputs"]["plan"]["data"] == [4, 0, 0, 0]
     command = (headrace_program(), "infer", name, "--input", "plan=[[3, 0, 0, 0]]", "--stream")
     process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, **counting.address, "TERM": "dumb"}, stdout=asyncio.subprocess.PIPE

@@ -24,7 +24,7 @@ from workers.ingest.delivery import Delivery, Place
 from workers.ingest.flight import Flight, Line, Stream
 from workers.ingest.layout import Output
 from workers.ingest.responder import MAX_RESPONSE_BYTES
-from workers.ingest.split import Answering, is_settled
+from workers.ingest.split import Answering, forget, is_settled
 from workers.link import Continue, Done, Part, Region
 from workers.slots import SlotFile
 
@@ -181,7 +181,7 @@ class Streams:
         if is_settled(delivery):  # a job that has ended without this step
             self._close(line)
         elif delivery.origin.claim.is_over:
-            delivery.origin.claim.dropped()
+            forget(delivery)
             self._close(line)
         elif not self._is_trusted():
             return
