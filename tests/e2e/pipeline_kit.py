@@ -16,10 +16,10 @@ from contracts.adapters.leases import Leases
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.names import ModelVersion
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec, parse_model
-from deploy.cli.apply import carry_out, plan_changes
-from deploy.cli.repository import read_fleet
+from deploy.embedded.servers import KafkaChoice
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
+from tests.e2e.fleet_kit import apply
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
@@ -52,6 +52,15 @@ topic: {partitions: 4}
 """
 
 
+def fused(pipeline: str) -> str:
+    """The same pipeline in one worker, under another name."""
+    name = pipeline.split("name: ", 1)[1].split("\n", 1)[0]
+    return (
+        pipeline.replace(f"name: {name}", f"name: {name}-fused")
+        + "fused: true\nworkers: {min: 1, max: 1}\ndevice: {kind: cpu, compute: 10}\n"
+    )
+
+
 def row(value: float, wish: int = 0, *, at: int = 0, high: float = 0.5) -> np.ndarray[Any, np.dtype[np.float32]]:
     """One row that can be told from others; the step number `at` (from 0) fails on it as wished."""
     return np.array([[wish, value, high, at]], np.float32)
@@ -78,9 +87,7 @@ class PipelineFleet:
         (self.folder / "models").mkdir(exist_ok=True)
         path = self.folder / "fleet.yaml"
         path.write_text(text)
-        fleet = read_fleet(path)
-        await carry_out(self.registry, fleet, await plan_changes(self.registry, fleet, replace=True))
-        for one in fleet.pipelines:
+        for one in (await apply(self.registry, path, replace=True)).pipelines:
             await wait_for_workers(self.leases, one.spec.key, one.spec.workers.min)
 
     async def deploy(self, version: int, workers: int = 1) -> None:
@@ -105,12 +112,12 @@ class PipelineFleet:
 
 @asynccontextmanager
 async def pipeline_fleet(
-    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None
+    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None, kafka: KafkaChoice | None = None
 ) -> AsyncIterator[PipelineFleet]:
-    """Serve three versions of the relay."""
+    """Serve three versions of the relay, on Apache Kafka where there is one unless `kafka` says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     async with (
-        EmbeddedStack(folder / "stack", env=dict(env or {})) as stack,
+        EmbeddedStack(folder / "stack", kafka=kafka, env=dict(env or {})) as stack,
         control(stack) as (registry, leases),
         InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client,
     ):

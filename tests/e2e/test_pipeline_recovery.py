@@ -25,7 +25,7 @@ from deploy.cli.history import scan
 from deploy.cli.timeline import describe, lines_of
 from producer.handle import Handle
 from tests.e2e.conftest import headrace_program
-from tests.e2e.pipeline_kit import CHAIN, FAN, SLOW, PipelineFleet, pipeline_fleet, row
+from tests.e2e.pipeline_kit import CHAIN, FAN, SLOW, PipelineFleet, fused, pipeline_fleet, row
 from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
@@ -43,14 +43,6 @@ steps:
 outputs: {row: three.row}
 topic: {partitions: 4}
 """
-
-
-def fused(pipeline: str) -> str:
-    name = pipeline.split("name: ", 1)[1].split("\n", 1)[0]
-    return (
-        pipeline.replace(f"name: {name}", f"name: {name}-fused")
-        + "fused: true\nworkers: {min: 1, max: 1}\ndevice: {kind: cpu, compute: 10}\n"
-    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -19,16 +19,15 @@ from contracts.adapters.compiled import compiled
 from contracts.errors import Cancelled, DeadlineExceeded, InternalError, PoisonRequest, StreamBroken
 from contracts.messages import Response, Status
 from contracts.names import ModelVersion
-from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from deploy.cli.history import scan
 from deploy.cli.inspection import describe as inspected
 from deploy.cli.timeline import describe, lines_of
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
-from producer.settings import ClientSettings
 from tests.e2e.conftest import headrace_program
-from tests.e2e.pipeline_kit import PipelineFleet
+from tests.e2e.fleet_kit import client_settings
+from tests.e2e.pipeline_kit import PipelineFleet, fused
 from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
@@ -95,14 +94,6 @@ class Counting(NamedTuple):
         return self.fleet.client.stream(name, plan, ttl_seconds=ttl)
 
 
-def fused(pipeline: str) -> str:
-    name = pipeline.split("name: ", 1)[1].split("\n", 1)[0]
-    return (
-        pipeline.replace(f"name: {name}", f"name: {name}-fused")
-        + "fused: true\nworkers: {min: 1, max: 1}\ndevice: {kind: cpu, compute: 10}\n"
-    )
-
-
 def plan(parts: int, trouble: int = NOTHING, at: int = 0, figure: int = 0) -> dict[str, Array]:
     return {"plan": np.array([[parts, trouble, at, figure]], np.int64)}
 
@@ -134,14 +125,12 @@ async def counting(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
                 allow_code=True,
             )
             await deploy(registry, place, spec)
-        known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
-        async with InferenceClient(settings) as client:
+        async with InferenceClient(client_settings(stack)) as client:
             fleet = PipelineFleet(stack, client, registry, leases, home)
             await fleet.apply(TOLD, MET, EASED, COLLECTED, fused(TOLD), fused(MET))
             for name in ("counter", "scribe"):
                 await wait_for_workers(leases, ModelVersion(name, 1), 1)
-            address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": stack.redis_url}
+            address = {"HEADRACE_KAFKA__BOOTSTRAP": stack.kafka_bootstrap, "HEADRACE_REDIS__URL": stack.redis_url}
             yield Counting(fleet, folder, address)
 
 

@@ -28,7 +28,7 @@ class Relay:
         if (due & (rows[:, 0] == SLOW)).any():
             time.sleep(1.5)
         if (due & (rows[:, 0] == HANG)).any():
-            time.sleep(6)  # longer than its callers wait; for ever, only stopping would take longer
+            time.sleep(5)  # longer than its callers wait; for ever, only stopping would take longer
         for value, times in rows[due & (rows[:, 0] == FLAKY), 1:3].tolist():  # the third column: how often it fails
             self._tried[value] += 1
             if self._tried[value] <= times:
