@@ -41,7 +41,7 @@ from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
 from workers.ingest.arrivals import Store
-from workers.ingest.buckets import bucket_sizes
+from workers.ingest.buckets import batch_sizes
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.fused_pipeline import FusedPipeline, plan_of
 from workers.ingest.large_results import LargeResults
@@ -190,8 +190,7 @@ class Worker:
 
     def _to_load(self, model: RegisteredModel) -> ModelToLoad:
         spec = model.spec.model_dump_json()
-        batching, is_trusted = model.spec.batching, model.key in self._trusted
-        sizes = bucket_sizes(batching.max_batch_size, batching.preferred_batch_sizes)
+        is_trusted, sizes = model.key in self._trusted, batch_sizes(model.spec.batching)
         return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes)
 
     def _build_courier(self) -> Courier:
