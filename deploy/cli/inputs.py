@@ -209,11 +209,9 @@ def outputs_text(response: Response) -> str:
 
 
 def receipt_text(response: Response, *, is_chained: bool = False) -> str:
-    """The receipt in a sentence. That of a chained pipeline tells of its last step only."""
+    """The receipt in a sentence. That of a chained pipeline adds up the way to its answer, which has many workers."""
     receipt = response.receipt
     answered = f"{response.model}@{response.version} answered in {receipt.total_us / 1000:.1f} ms"
-    if is_chained:
-        return f"{answered}; `headrace trace {response.id}` shows its steps"
     parts = (
         ("queued", receipt.queued_us),
         ("batched", receipt.batched_us),
@@ -221,4 +219,6 @@ def receipt_text(response: Response, *, is_chained: bool = False) -> str:
         ("returned", receipt.returned_us),
     )
     where = ", ".join(f"{name} {microseconds / 1000:.1f}" for name, microseconds in parts)
+    if is_chained:
+        return f"{answered} ({where}); `headrace trace {response.id}` shows its steps"
     return f"{answered} ({where}) by {receipt.worker} on {receipt.device}, in a batch of {receipt.batch_rows}"

@@ -49,6 +49,9 @@ class Redriver:
             topic = topics.requests(self._settings.prefix, self._model, self._version)
         if not letter.request_id:
             return Sending(letter, topic, 0, "it has no readable id")
+        if letter.job and topic != source.rpartition("/")[0] and self._version is not None:
+            pinned = f"it is a step of job {letter.job}, whose plan has pinned the version: replay it without another"
+            return Sending(letter, topic, 0, pinned)
         if letter.is_cut:
             return Sending(letter, topic, 0, "its body was too large to be kept")
         count = await self._partitions(topic)
