@@ -25,7 +25,7 @@ from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
 from workers.draining.lookups import Lookups
 from workers.draining.metrics import count_spared
-from workers.draining.plan_cache import PlanCache
+from workers.draining.plan_cache import PlanCache, unknown_plan
 from workers.ingest.delivery import Origin
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Onward:
 
     def expect(self, hop: Hop) -> None:
         """A step of this plan was taken: have the plan at hand when it ends."""
-        self._plans.fetch(hop.plan)
+        self._plans.fetch(hop)
 
     def succeed(self, origin: Origin, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
         """The model answered. The outputs may be views: what is needed of them is copied before this returns."""
@@ -69,7 +69,7 @@ class Onward:
         if plan is None or missing(plan, hop.step, [_carried(origin)]):
             outputs = tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in outputs)
         outcome = Value({tensor.name: tensor for tensor in outputs})
-        self._plans.when(hop.plan, partial(self._go_on, origin, outcome, receipt))
+        self._plans.when(hop, partial(self._go_on, origin, outcome, receipt))
 
     def fail(
         self, origin: Origin, status: Status, message: str, receipt: Receipt, *, retryable: bool, attempts: int = 0
@@ -77,7 +77,7 @@ class Onward:
         """The step failed; of a poisonous one `attempts` were lost with the engine."""
         hop = _hop(origin)
         failure = Failure(status, message, hop.step, retryable)
-        self._plans.when(hop.plan, partial(self._failed, origin, failure, receipt, attempts))
+        self._plans.when(hop, partial(self._failed, origin, failure, receipt, attempts))
 
     def _failed(self, origin: Origin, failure: Failure, receipt: Receipt, attempts: int, plan: Plan | None) -> None:
         if plan is not None and self._tries_again(origin, failure, plan):
@@ -139,7 +139,7 @@ class Onward:
 
     def _unknown_plan(self, origin: Origin, headers: RequestHeaders, hop: Hop) -> None:
         """Nobody can say what follows, so the job ends here."""
-        failure = Failure(Status.INVALID, f"plan {hop.plan} is not known (any more): submit the job again", "")
+        failure = unknown_plan(hop.plan)
         job = Job.of(headers, Plan(pipeline=ModelVersion.parse(hop.pipeline), nodes=(), partitions=1))
         self._courier.send(
             job,

@@ -30,6 +30,7 @@ from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
+from workers.draining.lost_plans import LostPlans
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
@@ -106,8 +107,9 @@ class Joiner:
         settings, clock, prefix = self._settings, self._clock, self._settings.kafka.prefix
         broker_time = BrokerTime(clock)
         publisher = self._publisher = Publisher(self._producer, clock, broker_time.observe, self._wake)
-        store = PlanStore(self._redis)
-        self._cache = PlanCache(store, self._producer, clock, prefix=prefix)
+        store = PlanStore(self._redis, keep_seconds=settings.redis.plan_seconds)
+        lost = LostPlans(self._registry)
+        self._cache = PlanCache(store, self._producer, clock, prefix=prefix, lost=lost)
         plans = Plans(key, self._cache, store, self._registry, clock.monotonic)
         courier = Courier(publisher, clock, prefix=prefix, partition_of=self._cache.partition_of)
         self._blobs = blobs = Blobs.from_settings(settings.blobs)
