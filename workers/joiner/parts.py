@@ -321,9 +321,10 @@ class Parts(TopicDrain):
         self._wake.set()
 
     def _not_taken(self, desk: Desk, mark: Mark) -> None:
-        """Without its marker the join stays held, and is fired again by the next owner; that costs repeats only."""
         log.error("%s/%d does not take a marker of %s", *desk.claim.partition, mark.key)
+        desk.table.not_taken(mark.key, mark.body, self._now_ms())
         desk.end()
+        self._wake.set()
 
     def _count(self, desk: Desk) -> None:
         metrics.PHANTOMS.inc(desk.table.phantoms - desk.phantoms)
