@@ -43,7 +43,7 @@ _SETTLED_SECONDS = 90.0  # finished joins are remembered for a lease's ttl and a
 _PLAN_SECONDS = 60.0
 # Each shape's answer has a tensor and the value that 0 becomes in it.
 SHAPES = {"chain": (CHAIN, "row", 3), "fan": (FAN + "workers: {min: 1, max: 4}\n", "head", 1)}
-_OF_LEASES = re.compile(r":(ended|lease|dev:[^:]+:leases|node:[^:]+:leases|flights)(:|$)")
+_OF_LEASES = re.compile(r":(ended|lease|dev:[^:]+:leases|node:[^:]+:leases|flights|demands?)(:|$)")
 Harm = Callable[[PipelineFleet, str], Awaitable[str]]
 
 
@@ -180,7 +180,7 @@ async def _held(settings: KafkaSettings, key: ModelVersion) -> int:
 
 
 async def _keys(fleet: PipelineFleet) -> set[str]:
-    """All keys in Redis but those of leases and their engines' slots: workers come and go, whatever jobs there are."""
+    """All keys in Redis but those of leases: workers come and go, and are asked for, whatever jobs there are."""
     async with await RedisDoor.open(fleet.stack.redis_url) as redis:
         found = await redis.command("KEYS", f"{keys.DEFAULT_PREFIX}:*")
     return {key for key in found if not _OF_LEASES.search(key)}

@@ -16,6 +16,7 @@ from functools import partial
 import msgspec
 
 from contracts.adapters.kafka import Partition, Reader, Record
+from contracts.codec import decode_address
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
@@ -198,11 +199,19 @@ class Parts(TopicDrain):
         desk.table.offer(arrival, plan, self._now_ms())
 
     def _unusable(self, desk: Desk, record: Record, why: str) -> None:
-        """It belongs to no join, so no marker will ever cover it, and none is needed."""
+        """It belongs to no join, so no marker will ever cover it, and none is needed: it is put aside."""
         metrics.UNKNOWN.inc()
         log.warning("%s/%d: the record at %d is of no use: %s", *desk.claim.partition, record.offset, why)
         desk.table.read_to(record.offset)
-        desk.claim.tracker.done(record.offset)
+        desk.begin()
+        self._tools.graves.bury(
+            record, decode_address(record.headers)[0], "invalid", why, partial(self._put_aside, desk, record.offset)
+        )
+
+    @staticmethod
+    def _put_aside(desk: Desk, offset: int, _: object) -> None:
+        desk.claim.tracker.done(offset)
+        desk.end()
 
     def _without_plan(self, desk: Desk, record: Record, headers: PartHeaders) -> None:
         """Nobody can say what follows, so the job ends here."""
@@ -210,11 +219,7 @@ class Parts(TopicDrain):
         desk.table.read_to(record.offset)
         job = Job.of(headers.request, Plan(pipeline=self._key, nodes=(), partitions=1))
         desk.begin()
-
-        def done(_: object) -> None:
-            desk.claim.tracker.done(record.offset)
-            desk.end()
-
+        done = partial(self._put_aside, desk, record.offset)
         answer = Answer(failure=unknown_plan(headers.hop.plan))
         self._tools.courier.send(job, [answer], self._tools.clock.monotonic(), done)
 

@@ -141,7 +141,9 @@ class Submissions(TopicDrain):
 
     def _send(self, claim: Claim, record: Record, job: Job, emissions: list[Emission], left: float) -> None:
         settle = partial(self._answered, claim, record.offset)
-        self._tools.courier.send(job, emissions, self._tools.clock.monotonic() + left, settle)
+        unroutable = partial(self._tools.graves.bury, record, job.id, "unroutable")
+        deadline = self._tools.clock.monotonic() + left
+        self._tools.courier.send(job, emissions, deadline, settle, unroutable=unroutable)
 
     @staticmethod
     def _answered(claim: Claim, offset: int, _: object) -> None:
@@ -178,6 +180,10 @@ class Submissions(TopicDrain):
 
     def _refuse(self, claim: Claim, record: Record, headers: RequestHeaders, error: RequestError) -> None:
         failure = Failure(status_of(error), str(error), "", error.retryable)
+        if headers.reply is None and failure.status is Status.INVALID:  # nobody would ever know
+            settle = partial(self._answered, claim, record.offset)
+            self._tools.graves.bury(record, headers.id, "invalid", str(error), settle)
+            return
         self._send(claim, record, self._job_without_plan(headers), [Answer(failure=failure)], 0.0)
 
     def _job_without_plan(self, headers: RequestHeaders) -> Job:

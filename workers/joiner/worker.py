@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 
 from contracts import topics
 from contracts.adapters.assignments import Assignments
@@ -22,12 +23,14 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
+from contracts.dead_letters import Undertaker
 from contracts.emissions import MAX_RECORD_BYTES
 from contracts.errors import HeadraceError, LeaseLost, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.graves import Graves
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
 from workers.draining.lost_plans import LostPlans
@@ -118,8 +121,10 @@ class Joiner:
             limit = settings.blobs.claim_check_bytes
             courier.large_hops = LargeHops(blobs, publisher, record_bytes=MAX_RECORD_BYTES, tensor_bytes=limit)
         self._large_hops = courier.large_hops
+        undertaker = Undertaker(str(key), "", self._lease_id, self._token, socket.gethostname())
+        courier.graves = graves = Graves(publisher, topics.dead(prefix, key.model), undertaker, clock)
         cancelled = Tombstones(Cancels(self._redis), clock)
-        tools = Tools(plans, courier, self._lookups, publisher, clock, broker_time, cancelled)
+        tools = Tools(plans, courier, graves, self._lookups, publisher, clock, broker_time, cancelled)
         requests, joins = self._readers
         self._parts = Parts(
             key,
