@@ -126,7 +126,7 @@ class InferenceClient(LastingCalls):
             prefix=kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
-            store=PlanStore(self._redis),
+            store=PlanStore(self._redis, keep_seconds=settings.redis.plan_seconds),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)

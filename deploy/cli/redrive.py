@@ -45,6 +45,8 @@ class Redriver:
 
         source, _, _ = letter.source.rpartition("/")
         topic, _, number = source.rpartition("/")
+        if topics.parse_joins(self._settings.prefix, topic) is not None:
+            return Sending(letter, topic, 0, "it belongs to a job that ended elsewhere: submit the job again")
         if self._version is not None:
             topic = topics.requests(self._settings.prefix, self._model, self._version)
         if not letter.request_id:

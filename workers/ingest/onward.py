@@ -30,7 +30,7 @@ from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
 from workers.draining.lookups import Lookups
 from workers.draining.metrics import count_spared
-from workers.draining.plan_cache import PlanCache
+from workers.draining.plan_cache import PlanCache, unknown_plan
 from workers.ingest.delivery import Leg, Origin, Place
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Onward:
 
     def expect(self, hop: Hop) -> None:
         """A step of this plan was taken: have the plan at hand when it ends."""
-        self._plans.fetch(hop.plan)
+        self._plans.fetch(hop)
 
     def when_known(self, origin: Origin, then: Callable[[bool], None]) -> None:
         """Call back with whether this step's answer passes in parts, which `part` makes ready then."""
@@ -77,7 +77,7 @@ class Onward:
                 leg.plan = plan
             then(leg.plan is not None)
 
-        self._plans.when(hop.plan, found)
+        self._plans.when(hop, found)
 
     def _passes_parts(self, plan: Plan, step: str, carried: Env) -> bool:
         try:
@@ -106,10 +106,10 @@ class Onward:
             outputs = tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in outputs)
         values = {tensor.name: tensor for tensor in outputs}
         if place is not None:
-            self._plans.when(hop.plan, partial(self._end, origin, values, receipt, place))
+            self._plans.when(hop, partial(self._end, origin, values, receipt, place))
             return
         outcome = Value(values) if values else Skip()  # a stream without parts
-        self._plans.when(hop.plan, partial(self._go_on, origin, outcome, receipt))
+        self._plans.when(hop, partial(self._go_on, origin, outcome, receipt))
 
     def fail(
         self, origin: Origin, status: Status, message: str, receipt: Receipt, *, retryable: bool, attempts: int = 0
@@ -117,7 +117,7 @@ class Onward:
         """The step failed; of a poisonous one `attempts` were lost with the engine."""
         hop = _hop(origin)
         failure = Failure(status, message, hop.step, retryable)
-        self._plans.when(hop.plan, partial(self._failed, origin, failure, receipt, attempts))
+        self._plans.when(hop, partial(self._failed, origin, failure, receipt, attempts))
 
     def _failed(self, origin: Origin, failure: Failure, receipt: Receipt, attempts: int, plan: Plan | None) -> None:
         if plan is not None and self._tries_again(origin, failure, plan):
@@ -186,7 +186,7 @@ class Onward:
 
     def _unknown_plan(self, origin: Origin, hop: Hop) -> None:
         """Nobody can say what follows, so the job ends here."""
-        failure = Failure(Status.INVALID, f"plan {hop.plan} is not known (any more): submit the job again", "")
+        failure = unknown_plan(hop.plan)
         job = Job.of(_leg(origin).headers, Plan(pipeline=ModelVersion.parse(hop.pipeline), nodes=(), partitions=1))
         self._courier.send(
             job,

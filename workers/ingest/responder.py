@@ -13,13 +13,14 @@ from contracts import topics
 from contracts.adapters.kafka import Outgoing
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
-from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
+from contracts.dead_letters import Reason, Undertaker
 from contracts.errors import RequestError
 from contracts.messages import DEFAULT_TTL_MS, ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
 from contracts.payloads import URL_VARIABLE
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
+from workers.draining.graves import Graves
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin, Place, tenant_of
@@ -57,11 +58,10 @@ class Responder:
         self._key = key
         self._prefix = prefix
         self._worker = undertaker.worker
-        self._undertaker = undertaker
+        self._graves = Graves(publisher, topics.dead(prefix, key.model), undertaker, clock)
         self._clock = clock
         self._retry_topic = topics.retry(prefix, key.model, key.version)
         self._retry_delays = retry_delays
-        self._dead_topic = topics.dead(prefix, key.model)
         self._succeeded = 0
         self.device = ""
         """Where the engine says it runs; stands in receipts."""
@@ -338,29 +338,5 @@ class Responder:
         *,
         attempts: int = 0,
     ) -> None:
-        """Publish the record as it came to the dead-letter topic, with the reason, and go on when that is acknowledged.
-
-        A dead-letter topic that does not exist must not stop the work: the loss is counted and the answer still sent.
-        """
-        metrics.DEAD_LETTERS.labels(reason).inc()
-        record = origin.record
-        headers = dead_headers(
-            record.headers,
-            self._undertaker,
-            reason=reason,
-            message=message,
-            source=f"{record.topic}/{record.partition}/{record.offset}",
-            time_ms=self._clock.unix_ms(),
-            attempts=attempts,
-        )
-        key = origin.request_id.encode()
-
-        def lost(_: object) -> None:
-            metrics.DEAD_LETTERS_LOST.inc()
-            then(None)
-
-        def cut(_: object) -> None:  # with these headers the body may be above what the broker takes
-            small = without_body(headers, len(record.value or b""))
-            self._publisher.publish(self._dead_topic, 0, (None, small, key), (then, None), (lost, None))
-
-        self._publisher.publish(self._dead_topic, 0, (record.value, headers, key), (then, None), (cut, None))
+        """Keep the record as it came, with the reason, and go on when that is acknowledged."""
+        self._graves.bury(origin.record, origin.request_id, reason, message, then, attempts=attempts)

@@ -35,6 +35,7 @@ from workers.draining.courier import Courier
 from workers.draining.ending import until_lease_ends, wind_down
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
+from workers.draining.lost_plans import LostPlans
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
@@ -133,7 +134,13 @@ class Worker:
         self._lookups = Lookups(blobs, self._settings.blobs.in_flight_bytes)
         self._large_results = None if blobs is None else LargeResults(blobs, self._publisher)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
-        self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
+        self._plans = PlanCache(
+            PlanStore(self._redis, keep_seconds=self._settings.redis.plan_seconds),
+            self._producer,
+            self._clock,
+            prefix=self._settings.kafka.prefix,
+            lost=LostPlans(self._registry),
+        )
         tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._warden = Warden(self._link, self._launcher, self._clock, self._settings.worker)
         around = Surroundings(

@@ -19,6 +19,7 @@ from contracts.pipelines import parse_pipeline
 from contracts.plans import Plan
 from contracts.tensors import Ref, Tensor
 from tests.helpers import FakeClock
+from workers.draining import plan_cache
 from workers.draining.claim import Claim
 from workers.draining.courier import Courier
 from workers.draining.lookups import Lookups
@@ -65,7 +66,7 @@ class Post:
 
     sent: list[Posted] = field(default_factory=list)
 
-    def publish(self, topic: str, _partition: int, record: Any, settle: Any, lost: Any) -> None:
+    def publish(self, topic: str, _partition: int, record: Any, settle: Any, lost: Any, _: Any = None) -> None:
         self.sent.append(Posted(topic, record, settle, lost))
 
 
@@ -184,7 +185,10 @@ def test_an_answer_that_has_nowhere_to_go_is_kept() -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends_the_job(*, is_known: bool) -> None:
+async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, *, is_known: bool
+) -> None:
+    monkeypatch.setattr(plan_cache, "PATIENCE_SECONDS", 0)
     bench = Bench()
     raw = bench.plan.encoded if is_known else None
 
@@ -211,8 +215,9 @@ async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends
     else:
         (posted,) = bench.post.sent
         response, _ = decode_response(posted.record[1], posted.record[0])
-        assert response.status is Status.INVALID
+        assert response.status is Status.INTERNAL
         assert response.error is not None
+        assert response.error.retryable
         assert "submit the job again" in response.error.message
 
 
