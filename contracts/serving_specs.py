@@ -58,9 +58,18 @@ class BatchingSpec(Spec):
     order: Literal["none", "per_key"] = "none"
     """`per_key`: requests with the same record key run one after the other, in the order of the log."""
     padding: PaddingSpec = PaddingSpec()
+    batch_invariant: bool = False
+    """Compute every batch with max_batch_size rows, filled up where there are fewer: libraries choose how to compute by
+    the size of a batch, so only then does a row get the same result to the last bit whatever shared its batch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> BatchingSpec:
+        if self.batch_invariant and self.preferred_batch_sizes:
+            msg = "batch_invariant knows one size of batches, max_batch_size: leave out preferred_batch_sizes"
+            raise ValueError(msg)
+        if self.batch_invariant and self.padding.offsets:
+            msg = "padding.offsets and batch_invariant exclude each other: added rows would belong to no request"
+            raise ValueError(msg)
         if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
             msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
             raise ValueError(msg)

@@ -147,6 +147,9 @@ class ModelSpec(Spec):
         if self.backend != "python":
             msg = f"{what} belongs to the python backend"
             raise ValueError(msg)
+        if self.batching.batch_invariant:
+            msg = f"batch_invariant and {what} exclude each other: added rows would belong to nobody"
+            raise ValueError(msg)
         if self.max_request_rows > 1:
             msg = f"a request of a model with {what} has one row: leave out max_request_rows"
             raise ValueError(msg)

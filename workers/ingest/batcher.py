@@ -274,12 +274,13 @@ class Batcher:
         stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
         self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
         self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
+        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
+        # In the same turn of the loop, but behind the batch: what waits for Redis to be woken is the engine.
+        self._suspects.launched(slot, deliveries)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
-        self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
         return True
 
     def _too_large(self, deliveries: list[Delivery]) -> None:
@@ -296,19 +297,29 @@ class Batcher:
     def done(self, done: Done) -> None:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
-        seconds = done.compute_us / 1e6
-        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
-            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
         self._gate.ran(flight.open)
+        if self._launcher.is_waiting:  # the engine comes first, and what it took decides about the next batch
+            self._learn(flight, done)
+            self.pump()
+            self._finish(flight, done)
+        else:  # nobody waits but those who asked for this
+            self._finish(flight, done)
+            asyncio.get_running_loop().call_soon(self._learn, flight, done)  # behind the beginning of the sending
+        self._launcher.release(done.slot)
         self.pump()
-        metrics.COMPUTE.observe(seconds)
+
+    def _finish(self, flight: Flight, done: Done) -> None:
         if flight.stream is None:
             self._answer(flight, done)
         else:
             self._streams.finish(flight, done)
         self._responder.count_successes()
-        self._launcher.release(done.slot)
-        self.pump()
+
+    def _learn(self, flight: Flight, done: Done) -> None:
+        seconds = done.compute_us / 1e6
+        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
+            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        metrics.COMPUTE.observe(seconds)
 
     def part(self, part: Part) -> None:
         """Send a part to each request that it is for; the engine goes on when there is room for more."""

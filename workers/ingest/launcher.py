@@ -113,6 +113,11 @@ class Launcher:
         return not self._flights
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether any model's requests wait for a batch."""
+        return any(batches.is_waiting for batches in self._models)
+
+    @property
     def running(self) -> tuple[int, int] | None:
         """Model and number of the step that the engine works on, None when it is idle or waits for us; it runs the
         oldest batch first.
@@ -146,10 +151,11 @@ class Launcher:
                 self._pump_again = False
                 for batches in self._models:
                     batches.look()
-                while self._has_place() and self._launch_one():
-                    pass
-                for batches in self._models:
-                    batches.look()
+                if self.is_waiting:
+                    while self._has_place() and self._launch_one():
+                        pass
+                    for batches in self._models:
+                        batches.look()
         finally:
             self._is_pumping = False
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from contracts.serving_specs import BatchingSpec
-from workers.ingest.buckets import Buckets, bucket_sizes
+from workers.ingest.buckets import Buckets, batch_sizes
 from workers.ingest.latency import ArrivalRate, LatencyTable
 from workers.ingest.reserve import Reserve, most_reserve
 
@@ -103,7 +103,7 @@ class Policy:
 
     def configure(self, knobs: BatchingSpec) -> None:
         """Take new knobs. What was learned is kept unless the buckets change."""
-        if bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes) != self.buckets.sizes:
+        if batch_sizes(knobs) != self.buckets.sizes:
             self._use(knobs)
             self.table.seed(self._seeds)
         self.knobs = knobs
@@ -112,7 +112,7 @@ class Policy:
         self._follow_table()
 
     def _use(self, knobs: BatchingSpec) -> None:
-        self.buckets = Buckets(bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes))
+        self.buckets = Buckets(batch_sizes(knobs))
         self.table = LatencyTable(self.buckets, is_stepped=knobs.padding.batch)
         self.reserve = Reserve()
         self._allowed = math.inf
