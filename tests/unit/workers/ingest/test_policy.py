@@ -62,6 +62,12 @@ def test_who_cannot_outlast_the_running_batch_need_not_wait_for_its_end() -> Non
     assert decision.hopeless > 5.01
 
 
+def test_while_a_batch_is_open_only_those_are_refused_whom_no_batch_could_save() -> None:
+    decision = policy(rate=2000).decide(5.0, Waiting(60, 4.98, 5.0), Engine(1, 0.008))
+    assert isinstance(decision, Wait)
+    assert decision.hopeless == pytest.approx(5.008 + Reserve.FIRST + FIXED + PER_ROW)
+
+
 def test_the_ready_batch_is_closed_when_nobody_else_is_expected() -> None:
     decision = policy(rate=0).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008))
     assert isinstance(decision, Cut)
