@@ -47,10 +47,10 @@ class BatchingSpec(Spec):
     """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
     largest batch."""
     slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
-    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
+    """The latency that callers want, from taking a request to its result; says how large a batch need be at most."""
     max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
-    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
-    By default 0, with an slo_ms a quarter of it and at most 10."""
+    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; by
+    default 0, which never waits."""
     max_queue_rows: Annotated[int | None, Field(ge=1)] = None
     """Rows queued in a worker, at most; by default eight times max_batch_size."""
     overflow: Literal["delay", "reject"] = "delay"
@@ -78,9 +78,7 @@ class BatchingSpec(Spec):
     @property
     def delay_seconds(self) -> float:
         """How long a batch may wait for more rows while the engine is free."""
-        if self.max_batch_delay_ms is not None:
-            return self.max_batch_delay_ms / 1000
-        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
+        return (self.max_batch_delay_ms or 0.0) / 1000
 
 
 class SequencesSpec(Spec):

@@ -29,6 +29,11 @@ SHARES = (16, 4, 1)
 _FAR = float("inf")
 
 
+def _nobody(_rows: int) -> float:
+    """The deadline before which requests are hopeless when none is."""
+    return 0.0
+
+
 class _Line:
     """Requests of one key and lane, the most urgent first."""
 
@@ -63,6 +68,29 @@ class _Line:
 
     def everything(self) -> list[Delivery]:
         return [*self._run, *(entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]))]
+
+
+class _Taking:
+    """A batch while it is put together from `waiting` rows; up to the deadline `limit` a request has no place in it."""
+
+    __slots__ = ("_hopeless", "_max_rows", "_now", "_waiting", "dropped", "limit", "ready", "room")
+
+    def __init__(self, max_rows: int, waiting: int, now: float, hopeless: Callable[[int], float]) -> None:
+        self._max_rows, self._waiting, self._now, self._hopeless = max_rows, waiting, now, hopeless
+        self.ready: list[Delivery] = []
+        self.dropped: list[Delivery] = []
+        self.room = max_rows
+        self.limit = max(now, hopeless(min(max_rows, waiting)))
+
+    def take(self, delivery: Delivery) -> None:
+        self.ready.append(delivery)
+        self.room -= delivery.rows
+
+    def drop(self, delivery: Delivery) -> None:
+        self.dropped.append(delivery)
+        self._waiting -= delivery.rows
+        if self._waiting < self._max_rows:
+            self.limit = max(self._now, self._hopeless(max(1, self._waiting)))
 
 
 class BatchQueue:
@@ -177,28 +205,26 @@ class BatchQueue:
         return None
 
     def take(
-        self, key: Hashable, max_rows: int, now: float, hopeless: float = 0.0
+        self, key: Hashable, max_rows: int, now: float, hopeless: Callable[[int], float] = _nobody
     ) -> tuple[list[Delivery], list[Delivery]]:
         """Take up to `max_rows` rows, and at least one request: those to run, and those to refuse.
 
-        Refused are requests whose deadline has passed or is before `hopeless`; they take up no room.
+        Refused are requests whose deadline has passed or is before `hopeless` of the rows that the batch will have;
+        they take up no room. Each that is refused may make the batch smaller and quicker, and save the next.
         """
-        ready: list[Delivery] = []
-        dropped: list[Delivery] = []
-        limit = max(now, hopeless)
         lanes = [number for number, lane in enumerate(self._lanes) if key in lane]
-        room = max_rows
+        taking = _Taking(max_rows, sum(self._lanes[number][key].rows for number in lanes), now, hopeless)
         while len(lanes) > 1:  # one at a time, so that the draw decides about each
             number = self._drawn_lane(lanes, key, now)
-            left = self._take_from(number, key, (ready, dropped), room, limit, once=True)
-            if left == room:
+            left = taking.room
+            self._take_from(number, key, taking, once=True)
+            if taking.room == left:
                 lanes.remove(number)  # its head does not fit; others may
             elif key not in self._lanes[number]:
                 lanes.remove(number)
-            room = left
         if lanes:
-            self._take_from(lanes[0], key, (ready, dropped), room, limit)
-        return ready, dropped
+            self._take_from(lanes[0], key, taking)
+        return taking.ready, taking.dropped
 
     def refuse(self, key: Hashable, limit: float) -> list[Delivery]:
         """Take out what is most urgent and has its deadline before `limit`."""
@@ -220,29 +246,18 @@ class BatchQueue:
                 return number
         return min(lanes, key=self._drawn.__getitem__)
 
-    def _take_from(
-        self,
-        number: int,
-        key: Hashable,
-        into: tuple[list[Delivery], list[Delivery]],
-        room: int,
-        limit: float,
-        *,
-        once: bool = False,
-    ) -> int:
-        """Take from one line what fits, at least a first request; the room that is left."""
-        ready, dropped = into
+    def _take_from(self, number: int, key: Hashable, taking: _Taking, *, once: bool = False) -> None:
+        """Take from one line what fits, at least a first request."""
         lane = self._lanes[number]
         line, before = lane[key], lane[key].rows
         while line.rows:
             head = line.head()
-            if head.deadline <= limit:
-                dropped.append(line.pop())
+            if head.deadline <= taking.limit:
+                taking.drop(line.pop())
                 continue
-            if head.rows > room and ready:
+            if head.rows > taking.room and taking.ready:
                 break
-            ready.append(line.pop())
-            room -= head.rows
+            taking.take(line.pop())
             if once:
                 break
         taken = before - line.rows
@@ -251,7 +266,6 @@ class BatchQueue:
         self._drawn[number] += taken / SHARES[number]
         if not line.rows:
             del lane[key]
-        return room
 
     def remove(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Take out every delivery for which `unwanted` is true."""

@@ -202,7 +202,7 @@ class Batcher:
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
-        now = self._clock.monotonic()
+        now = self._alarm.moment(self._clock.monotonic())
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
