@@ -263,7 +263,7 @@ class Batcher:
             laid = self._layout.fill(self._slots.input(slot), deliveries)
         except ValueError:
             self._launcher.release(slot)
-            self._too_large(deliveries)
+            self._failures.too_large(deliveries, self._slots.input_bytes)
             return False
         now = self._clock.monotonic()
         for delivery in deliveries:
@@ -282,15 +282,6 @@ class Batcher:
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
         return True
-
-    def _too_large(self, deliveries: list[Delivery]) -> None:
-        """A batch that does not fit its slot is halved; a single request that does not can never run here."""
-        if len(deliveries) > 1:
-            self.queue.put_groups(isolate.halves(deliveries))
-            return
-        text = f"the request's tensors exceed a slot of {self._slots.input_bytes} bytes; raise slot_mib in model.yaml"
-        self._responder.fail(deliveries[0], Status.INVALID, text)
-        self.queue.settled(deliveries[0])
 
     # --- back from the engine -----------------------------------------------------------------------------------------
 
