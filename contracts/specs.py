@@ -202,6 +202,11 @@ class ModelSpec(Spec):
         return self.artefact or default_artefacts[self.backend]
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether requests that belong together run in the order of the log."""
+        return self.batching.order == "per_key" or self.sequences is not None
+
+    @property
     def max_queue_rows(self) -> int:
         """Rows queued in a worker before it pauses its partitions."""
         return self.batching.max_queue_rows or 8 * self.batching.max_batch_size
@@ -239,6 +244,9 @@ class TopicSpec(Spec):
     partitions: Annotated[int | None, Field(ge=1, le=10_000)] = None
     """By default four times workers.max, at least 8."""
     retention_ms: Annotated[int, Field(ge=60_000)] = 86_400_000
+    lanes: bool = False
+    """Whether requests of high and of low priority have topics of their own, so that none waits behind a backlog of
+    another priority. Can be turned on and off while the model serves."""
 
 
 class DeploymentSpec(Spec):

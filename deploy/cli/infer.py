@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.errors import ConfigurationError, DeadlineExceeded, ModelNotFound
+from contracts.messages import Priority
 from deploy.cli.errors import NotReady
 from deploy.cli.options import AsJson, Data
 
@@ -37,6 +38,7 @@ def infer(
     ttl: Annotated[
         float, typer.Option("--ttl", metavar="SECONDS", min=0.001, help="How long an answer is of use.")
     ] = 30.0,
+    priority: Annotated[Priority, typer.Option("--priority", help="Who goes first while others wait.")] = "normal",
     data: Data = None,
     *,
     stream: Annotated[bool, typer.Option("--stream", help="Print the parts of the answer as they come.")] = False,
@@ -55,9 +57,9 @@ def infer(
     text = _read(input_json) if input_json else ""
     settings = connection.load(data)
     if stream:
-        connection.run(_stream(settings, model, inputs or [], text, ttl, as_json=json))
+        connection.run(_stream(settings, model, inputs or [], text, ttl, priority, as_json=json))
     else:
-        response, is_chained = connection.run(_infer(settings, model, inputs or [], text, ttl))
+        response, is_chained = connection.run(_infer(settings, model, inputs or [], text, ttl, priority))
         _show(response, is_chained=is_chained, as_json=json)
 
 
@@ -70,24 +72,33 @@ def _read(name: str) -> str:
 
 
 async def _infer(
-    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float
+    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float, priority: Priority
 ) -> tuple[Response, bool]:
     """The answer, and whether it came out of several requests."""
     spec, arrays, parameters = await _question(settings, model, inputs, text)
     async with _client() as client:
         response = await client.infer(
-            str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, raise_on_error=False
+            str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, priority=priority, raise_on_error=False
         )
     return response, _is_chained(spec)
 
 
 async def _stream(
-    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float, *, as_json: bool
+    settings: HeadraceSettings,
+    model: str,
+    inputs: list[str],
+    text: str,
+    ttl: float,
+    priority: Priority,
+    *,
+    as_json: bool,
 ) -> None:
     spec, arrays, parameters = await _question(settings, model, inputs, text)
     async with _client() as client:
         try:
-            async for part in client.stream(str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl):
+            async for part in client.stream(
+                str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, priority=priority
+            ):
                 _show_part(part, is_chained=_is_chained(spec), as_json=as_json)
         except DeadlineExceeded as exc:
             raise _not_ready(exc) from exc

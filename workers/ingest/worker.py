@@ -164,7 +164,7 @@ class Worker:
             self._token,
             leases=self._leases,
             assignments=Assignments(self._redis, self._settings.redis.pool),
-            drains={served.topic: served.drain for served in self._served},
+            drains={topic: drain for served in self._served for topic, drain in served.drains.items()},
             clock=self._clock,
             settings=self._settings.lease,
             renewed=self._launcher.pump,
@@ -303,7 +303,7 @@ class Worker:
             await asyncio.gather(*(served.quiet(self._loops) for served in self._served))
             if self._tenure.is_over:
                 await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
-                await asyncio.gather(*(served.drain.commit(1.0, final=True) for served in self._served))
+                await asyncio.gather(*(served.commit(1.0) for served in self._served))
             else:
                 async with asyncio.timeout(deadline.remaining):
                     await self._tenure.give_all(self._why_stopped)
