@@ -12,6 +12,7 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, Registry
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
+from contracts.specs import DeploymentSpec
 from contracts.plans import decode
 from tests.helpers import FakeClock
 from tests.pipeline_kit import compiled
@@ -53,7 +54,12 @@ class Pipelines:
 
     async def snapshot(self) -> Any:
         pipeline = RegisteredPipeline(name="one", version=1, spec=SPEC, joins=1)
-        return SimpleNamespace(pipelines={KEY: pipeline}, models={}, routes={}, served={ModelVersion("m", 1)})
+        return SimpleNamespace(
+            pipelines={KEY: pipeline},
+            models={},
+            routes={},
+            served={ModelVersion("m", 1): DeploymentSpec(model="m", version=1)},
+        )
 
 
 def plans_of(store: Store, clock: FakeClock) -> Plans:
