@@ -191,7 +191,8 @@ def test_values_that_cannot_be_read_end_a_job_whose_model_has_no_topic() -> None
 def test_a_step_goes_into_the_lane_of_its_job_where_the_model_has_one() -> None:
     plain = plan_of(FAN)
     plan = replace(plain, lanes=(ModelVersion("m", 1),))
-    assert (plan.laned, plain.laned) == ({ModelVersion("m", 1)}, frozenset())
+    assert plan.laned == {ModelVersion("m", 1)}
+    assert not plain.laned
     assert b"lanes" not in plain.encoded  # what was stored before there were any has the same digest
     assert plan.digest != plain.digest
     assert decode(plan.encoded) == plan

@@ -221,7 +221,7 @@ def test_a_model_that_leaves_a_shared_deployment_is_served_all_the_time() -> Non
     [({"batching": {"order": "per_key"}}, "batching.order per_key"), ({"sequences": {}}, "sequences")],
 )
 def test_lanes_are_refused_for_models_whose_requests_must_stay_in_order(more: dict[str, object], what: str) -> None:
-    spec = ModelSpec.model_validate(model_yaml(**more) | {"backend": "python"})
+    spec = ModelSpec.model_validate({**model_yaml(), "backend": "python", **more})
     models = {DIGITS: RegisteredModel(spec=spec, uri="/m", digest="d")}
     wanted = fleet(1)
     assert changes(wanted, models, state())

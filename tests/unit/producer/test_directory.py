@@ -21,17 +21,16 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.state = RegistryState(revision=1, models={}, deployments={}, routes={})
+        self.topic = TopicSpec()
         self.looks = self.reads = 0
         self.is_away = False
 
-    def deploy(self, *names: str, lanes: bool = False, **routes: int) -> None:
+    def deploy(self, *names: str, **routes: int) -> None:
         keys = [ModelVersion.parse(name) for name in names]
         self.state = RegistryState(
             revision=self.state.revision + 1,
             models={key: RegisteredModel(spec=_spec(key), uri="nowhere") for key in keys},
-            deployments={
-                key: DeploymentSpec(model=key.model, version=key.version, topic=TopicSpec(lanes=lanes)) for key in keys
-            },
+            deployments={key: DeploymentSpec(model=key.model, version=key.version, topic=self.topic) for key in keys},
             routes={model: RouteSpec(default=version) for model, version in routes.items()},
         )
 
@@ -230,7 +229,8 @@ async def test_priorities_have_topics_of_their_own_where_the_deployment_says_so(
     assert kafka.times_asked == 1
     kafka.counts = {f"{plan.topic}.low": 3}
     async with following(directory):
-        registry.deploy("digits@1", lanes=True)
+        registry.topic = TopicSpec(lanes=True)
+        registry.deploy("digits@1")
         await asyncio.sleep(0.6)
         plan = await directory.plan("digits", 1)
     assert [plan.place(priority)[0] for priority in PRIORITIES] == [
@@ -246,7 +246,8 @@ async def test_a_lane_that_is_still_to_be_made_is_looked_for_until_it_is_there(
 ) -> None:
     high = "p.requests.digits.1.high"
     kafka.counts = {high: 0}
-    registry.deploy("digits@1", lanes=True)
+    registry.topic = TopicSpec(lanes=True)
+    registry.deploy("digits@1")
     async with following(directory):
         await asyncio.sleep(0.6)
         plan = await directory.plan("digits", 1)
@@ -254,6 +255,7 @@ async def test_a_lane_that_is_still_to_be_made_is_looked_for_until_it_is_there(
         kafka.counts = {high: 8}
         await asyncio.sleep(0.6)
         assert plan.place("high")[0] == high
+        registry.topic = TopicSpec()
         registry.deploy("digits@1")
         await asyncio.sleep(0.6)
         assert (await directory.plan("digits", 1)).place("high")[0] == plan.topic

@@ -12,8 +12,8 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, Registry
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
-from contracts.specs import DeploymentSpec
 from contracts.plans import decode
+from contracts.specs import DeploymentSpec
 from tests.helpers import FakeClock
 from tests.pipeline_kit import compiled
 from workers.draining.plan_cache import PlanCache
