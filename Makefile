@@ -15,8 +15,8 @@ help:  ## Show this list
 demo: $(DEMO)  ## Start the embedded stack, run the main job on real images, stop everything
 	$(BIN)/headrace demo $(ARGS)
 
-test: $(DEV)  ## Run the whole suite (ARGS="-k name" narrows it; KAFKA_HOME adds Apache Kafka)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV)  ## Run the whole suite, a process per core (ARGS="-k name" narrows it; KAFKA_HOME adds Apache Kafka)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 $(ARGS)
 
 check: $(DEV)  ## Format, lint, types, import contracts, file sizes
 	$(BIN)/ruff format --check .

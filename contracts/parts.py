@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import zlib
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -83,6 +84,7 @@ class MarkerBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     is_refused: bool = False
 
 
+_Body = TypeVar("_Body", PartBody, MarkerBody)
 _part_decoder = msgspec.msgpack.Decoder(PartBody)
 _marker_decoder = msgspec.msgpack.Decoder(MarkerBody)
 
@@ -127,11 +129,7 @@ def encode_part(body: PartBody) -> bytes:
 
 def decode_part(value: bytes | None) -> PartBody:
     """Read a part's body; its tensors are views of `value`. Raises InvalidRequest when it is none."""
-    try:
-        return _part_decoder.decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        msg = f"the body is no part: {exc}"
-        raise InvalidRequest(msg) from exc
+    return _decode(_part_decoder, value, "part")
 
 
 def encode_marker(body: MarkerBody) -> bytes:
@@ -141,8 +139,12 @@ def encode_marker(body: MarkerBody) -> bytes:
 
 def decode_marker(value: bytes | None) -> MarkerBody:
     """Read a marker's body. Raises InvalidRequest when it is none."""
+    return _decode(_marker_decoder, value, "marker")
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_Body], value: bytes | None, what: str) -> _Body:
     try:
-        return _marker_decoder.decode(value or b"")
+        return decoder.decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        msg = f"the body is no marker: {exc}"
+        msg = f"the body is no {what}: {exc}"
         raise InvalidRequest(msg) from exc

@@ -263,7 +263,7 @@ class InferenceClient(LastingCalls):
 
         Returns once the broker has it. Raises as `infer` does before it sends.
         """
-        plan = self._plan(model, version) or await self._directory.plan(model, version)
+        plan = await self._find_plan(model, version)
         name = self._next_id() if request_id is None else check_request_id(request_id)
         body = await self._large.encode(plan, inputs, parameters)
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
@@ -341,7 +341,7 @@ class InferenceClient(LastingCalls):
 
     async def _ask(self, call: Call) -> Ask:
         """The same for a call that may share its run with others: all of it but sending."""
-        plan = self._plan(call.model, call.version) or await self._directory.plan(call.model, call.version)
+        plan = await self._find_plan(call.model, call.version)
         now, patience = self._clock.monotonic(), self._tails[call.ttl_seconds][1]
         return await make_ask(call, plan, self._large.encode, now=now, patience=patience)
 

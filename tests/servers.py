@@ -30,6 +30,8 @@ KafkaName = Literal["embedded", "apache"]
 RedisName = Literal["redis", "valkey"]
 KAFKAS: tuple[KafkaName, ...] = ("embedded", "apache")
 REDISES: tuple[RedisName, ...] = ("redis", "valkey")
+FENCED_SOONER = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
+"""Brokers with which a dead one is fenced, its partitions go on and it may come back after 3 s instead of 9."""
 
 
 def is_ci() -> bool:
@@ -191,8 +193,6 @@ def three_brokers(tmp_path: Path) -> Iterator[Server]:
         home = find_kafka_home(os.environ)
     except ConfigurationError as exc:
         missing(f"no Apache Kafka: {exc}")
-    # A dead broker is fenced, and the partitions it followed go on, after 3 s instead of 9.
-    sooner = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
-    server = start_apache_kafka(home, tmp_path / "kafka", brokers=3, overrides=sooner)
+    server = start_apache_kafka(home, tmp_path / "kafka", brokers=3, overrides=FENCED_SOONER)
     yield server
     server.kill()

@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -40,12 +40,11 @@ from tests.e2e.hostile_kit import hostile_fleet
 
 
 @asynccontextmanager
-async def three_brokers() -> AsyncIterator[tuple[EmbeddedStack, Server]]:
+async def three_brokers(overrides: Mapping[str, str] | None = None) -> AsyncIterator[tuple[EmbeddedStack, Server]]:
     """A stack on three Apache Kafka brokers, replication 3, of which two must acknowledge."""
     with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as folder:
-        kafka = await asyncio.to_thread(
-            start_apache_kafka, find_kafka_home(os.environ), Path(folder) / "kafka", brokers=3
-        )
+        home, data = find_kafka_home(os.environ), Path(folder) / "kafka"
+        kafka = await asyncio.to_thread(start_apache_kafka, home, data, brokers=3, overrides=overrides)
         env = {
             "HEADRACE_KAFKA__BOOTSTRAP": kafka.address,
             "HEADRACE_KAFKA__REPLICATION": "3",
@@ -55,7 +54,7 @@ async def three_brokers() -> AsyncIterator[tuple[EmbeddedStack, Server]]:
             async with EmbeddedStack(Path(folder) / "stack", env=env) as stack:
                 yield stack, kafka
         finally:
-            await asyncio.to_thread(kafka.stop)
+            await asyncio.to_thread(kafka.kill)  # its data goes away with it
 
 
 async def run_scenario(

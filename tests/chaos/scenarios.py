@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from confluent_kafka.admin import AdminClient
+
 from benchmarks.harness import wait_for_workers
 from contracts import keys, topics
 from contracts.adapters.leases import Leases
@@ -16,6 +18,7 @@ from contracts.adapters.registry import Registry
 from deploy.embedded.processes import Server
 from deploy.embedded.stack import EmbeddedStack
 from tests.chaos.load import MODEL, Load
+from tests.helpers import wait_until
 
 STEADY_SECONDS = 1.0  # of undisturbed load before a fault, so that its effect can be told from the start's
 _WHOLE_SECONDS = 60.0
@@ -105,9 +108,16 @@ async def kill_broker(fleet: Fleet, repeats: int) -> Figures:
 
     async def all_run(_fleet: Fleet, _observe: Observe, _before: str) -> None:
         await asyncio.to_thread(fleet.kafka.start)
-        await asyncio.sleep(10.0)  # until its replicas are in sync again, or the next kill takes a partition's last one
+        admin = AdminClient({"bootstrap.servers": fleet.kafka.address})
+        # Or the next kill takes a partition's last replica.
+        await wait_until(lambda: asyncio.to_thread(_are_in_sync, admin), "replicas lag behind", timeout=_WHOLE_SECONDS)
 
     return await _repeat(fleet, repeats, kill, all_run)
+
+
+def _are_in_sync(admin: AdminClient) -> bool:
+    found = admin.list_topics(timeout=5).topics.values()
+    return all(len(one.isrs) == len(one.replicas) for topic in found for one in topic.partitions.values())
 
 
 async def _term(fleet: Fleet) -> str:

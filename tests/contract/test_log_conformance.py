@@ -20,7 +20,7 @@ from tests.contract.log_raw import RawClient, make_batch
 from tests.contract.log_sessions import SESSIONS, STAMPED, Clients
 from tests.contract.log_sessions_other import kafkajs, librdkafka
 from tests.helpers import unique_name, wait_until, wait_until_sync
-from tests.servers import missing
+from tests.servers import FENCED_SOONER, missing
 
 KAFKAJS = Path(__file__).with_name("kafkajs_client")
 NPM_SECONDS = 60
@@ -69,7 +69,7 @@ def own_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serve
             home = find_kafka_home(os.environ)
         except ConfigurationError as exc:
             missing(f"no Apache Kafka: {exc}")
-        server = start_apache_kafka(home, tmp_path / "kafka")
+        server = start_apache_kafka(home, tmp_path / "kafka", overrides=FENCED_SOONER)  # and so back sooner
     yield server
     server.kill()
 

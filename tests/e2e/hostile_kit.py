@@ -20,12 +20,11 @@ from contracts.codec import decode_response, encode_request
 from contracts.messages import Response
 from contracts.names import ModelVersion
 from contracts.service import Loops
-from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from contracts.tensors import Tensor
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
-from producer.settings import ClientSettings
+from tests.e2e.fleet_kit import client_settings
 from tests.helpers import unique_name, wait_until
 
 HOSTILE = ModelVersion("hostile", 1)
@@ -166,13 +165,12 @@ async def hostile_fleet(folder: Path, env: Mapping[str, str], workers: int = 1) 
             await deploy(registry, FOLDER, deployment(workers))
             await wait_for_workers(leases, HOSTILE, workers)
         known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
         admin, producer, reader = Admin(known.kafka), Producer(known.kafka), Reader(known.kafka)
         await admin.open()
         await admin.ensure_topic(REPLIES, 1)
         await admin.close()
         await asyncio.gather(producer.open(), reader.open())
-        async with InferenceClient(settings) as client:
+        async with InferenceClient(client_settings(stack)) as client:
             fleet = Fleet(stack, client, producer, reader)
             partitions = [Partition(REPLIES, 0), Partition(DEAD, 0)]
             reader.assign(partitions)

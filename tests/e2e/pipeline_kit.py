@@ -16,10 +16,10 @@ from contracts.adapters.leases import Leases
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.names import ModelVersion
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec, parse_model
-from deploy.cli.apply import carry_out, plan_changes
-from deploy.cli.repository import read_fleet
+from deploy.embedded.servers import KafkaChoice
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
+from tests.e2e.fleet_kit import apply
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
@@ -78,9 +78,7 @@ class PipelineFleet:
         (self.folder / "models").mkdir(exist_ok=True)
         path = self.folder / "fleet.yaml"
         path.write_text(text)
-        fleet = read_fleet(path)
-        await carry_out(self.registry, fleet, await plan_changes(self.registry, fleet, replace=True))
-        for one in fleet.pipelines:
+        for one in (await apply(self.registry, path, replace=True)).pipelines:
             await wait_for_workers(self.leases, one.spec.key, one.spec.workers.min)
 
     async def deploy(self, version: int, workers: int = 1) -> None:
@@ -105,12 +103,12 @@ class PipelineFleet:
 
 @asynccontextmanager
 async def pipeline_fleet(
-    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None
+    folder: Path, *, workers: int = 1, env: Mapping[str, str] | None = None, kafka: KafkaChoice | None = None
 ) -> AsyncIterator[PipelineFleet]:
-    """Serve three versions of the relay."""
+    """Serve three versions of the relay, on Apache Kafka where there is one unless `kafka` says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     async with (
-        EmbeddedStack(folder / "stack", env=dict(env or {})) as stack,
+        EmbeddedStack(folder / "stack", kafka=kafka, env=dict(env or {})) as stack,
         control(stack) as (registry, leases),
         InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="pipes") as client,
     ):

@@ -219,9 +219,15 @@ async def test_a_request_that_never_fits_into_memory_is_answered_after_its_attem
 
 
 async def test_a_request_that_fits_into_memory_later_is_answered_then_and_not_before(fleet: Fleet) -> None:
+    before, started = await fleet.metric("headrace_worker_retries_total", reason="memory"), time.monotonic()
+
+    async def was_retried() -> bool:
+        return await fleet.metric("headrace_worker_retries_total", reason="memory") > before
+
+    name = await fleet.publish(body(SHORT, 7.0), {})
+    await wait_until(was_retried, "it fitted")  # alone so far: it is short of memory in a batch of its own only
     async with fleet.traffic():
-        started = time.monotonic()
-        response = await fleet.response_to(await fleet.publish(body(SHORT, 7.0), {}))
+        response = await fleet.response_to(name)
     assert response.status is Status.OK
     assert response["sum"].to_numpy().item() == 7.0
     assert response.receipt.attempt == 2

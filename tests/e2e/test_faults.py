@@ -11,7 +11,7 @@ from benchmarks.harness import print_table, running_stack
 from deploy.embedded.stack import EmbeddedStack
 from tests.chaos.__main__ import run_hostile, run_scenario, three_brokers
 from tests.chaos.scenarios import Figures
-from tests.servers import KAFKAS, KafkaName, ServerPool
+from tests.servers import FENCED_SOONER, KAFKAS, KafkaName, ServerPool
 
 IN_FLIGHT = 128
 
@@ -41,7 +41,7 @@ async def test_scaling_and_the_death_of_any_process_go_unnoticed(kafka: KafkaNam
 @pytest.mark.timeout(180)
 async def test_a_broker_of_three_dies_unnoticed(servers: ServerPool) -> None:
     servers.kafka("apache")
-    async with three_brokers() as (stack, kafka):
+    async with three_brokers(FENCED_SOONER) as (stack, kafka):
         judge(await run_scenario("kill-broker", stack, repeats=1, in_flight=IN_FLIGHT, kafka=kafka))
 
 

@@ -15,15 +15,8 @@ import pytest
 import yaml
 
 from contracts.messages import Response, Status
-from contracts.settings import load_settings
-from deploy.cli.apply import carry_out, plan_changes
-from deploy.cli.connection import open_control
 from deploy.cli.readiness import await_ready
-from deploy.cli.repository import read_fleet
-from deploy.embedded.stack import EmbeddedStack
-from producer.client import InferenceClient
-from producer.settings import ClientSettings
-from tests.e2e.test_shared_worker import Fleet
+from tests.e2e.fleet_kit import AppliedFleet, applied_fleet, apply
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -94,25 +87,17 @@ def fleet_yaml() -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(root: Path) -> AsyncIterator[Fleet]:
+async def running(root: Path) -> AsyncIterator[AppliedFleet]:
     write_model(root, "double", 2, 0)
     write_model(root, "plus", 1, 10)
     (root / "fleet.yaml").write_text(yaml.safe_dump(fleet_yaml()))
-    short = {"HEADRACE_WORKER__RETRY_DELAYS_SECONDS": "[0.2, 0.2, 0.2]"}
-    async with (
-        EmbeddedStack(root / "data", kafka="embedded", env=short) as stack,
-        open_control(stack.settings()) as control,
-    ):
-        wanted = read_fleet(root / "fleet.yaml")
-        await carry_out(control.registry, wanted, await plan_changes(control.registry, wanted))
-        await await_ready(control, ["sums@1", "patient@1"], 60)
-        known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
-        async with InferenceClient(settings) as client:
-            yield Fleet(root, stack, control, client)
+    async with applied_fleet(root, {"HEADRACE_WORKER__RETRY_DELAYS_SECONDS": "[0.2, 0.2, 0.2]"}) as fleet:
+        await apply(fleet.control.registry, root / "fleet.yaml")
+        await await_ready(fleet.control, ["sums@1", "patient@1"], 60)
+        yield fleet
 
 
-async def submit(fleet: Fleet, pipeline: str, *values: float, ttl: float = 30.0) -> Response:
+async def submit(fleet: AppliedFleet, pipeline: str, *values: float, ttl: float = 30.0) -> Response:
     inputs = {"x": np.array([values], np.float32).T}
     return await fleet.client.infer(pipeline, inputs, ttl_seconds=ttl, raise_on_error=False)
 
@@ -138,14 +123,14 @@ async def test_jobs_of_a_fused_pipeline_run_in_one_worker(tmp_path: Path) -> Non
         await jobs_survive_the_engine(fleet)
 
 
-async def rows_of_different_jobs_share_batches(fleet: Fleet) -> None:
+async def rows_of_different_jobs_share_batches(fleet: AppliedFleet) -> None:
     jobs = await asyncio.gather(*(submit(fleet, "sums@1", value) for value in range(200)))
     assert [shown(job) for job in jobs] == [([2 * v + 5], [v + 10]) for v in range(200)]
     assert max(job.receipt.batch_rows for job in jobs) > 1
     assert len({job.id for job in jobs}) == 200
 
 
-async def failing_steps_are_treated_as_the_plan_says(fleet: Fleet) -> None:
+async def failing_steps_are_treated_as_the_plan_says(fleet: AppliedFleet) -> None:
     good, bad, none = await asyncio.gather(
         submit(fleet, "sums", 5), submit(fleet, "sums", -0.5, -1), submit(fleet, "sums", 0)
     )
@@ -158,7 +143,7 @@ async def failing_steps_are_treated_as_the_plan_says(fleet: Fleet) -> None:
     assert shown(skipped) == ([-1], [9.5])
 
 
-async def time_limits_and_retries_hold(fleet: Fleet) -> None:
+async def time_limits_and_retries_hold(fleet: AppliedFleet) -> None:
     again = await submit(fleet, "patient", -4)
     assert (again.status, again.receipt.attempt) == (Status.OK, 1)  # out of memory alone: at once, then it fits
     jobs = []
@@ -171,7 +156,7 @@ async def time_limits_and_retries_hold(fleet: Fleet) -> None:
     assert found[2].receipt.attempt == 2  # the time of its first attempt ended in the queue
 
 
-async def jobs_survive_the_engine(fleet: Fleet) -> None:
+async def jobs_survive_the_engine(fleet: AppliedFleet) -> None:
     jobs = asyncio.gather(*(submit(fleet, "sums", value, ttl=60) for value in range(100)))
     await asyncio.sleep(0.01)
     for engine in fleet.engines():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from contracts import topics
 from contracts.adapters.kafka import Partition, Producer, Reader
@@ -20,7 +21,7 @@ from contracts.tensors import Tensor
 from tests.e2e.pipeline_kit import FAN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
 from tests.helpers import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 QUICK_LEASES = {
     "HEADRACE_LEASE__TTL_SECONDS": "3",
@@ -78,6 +79,12 @@ outputs: {{row: each.row}}
 """
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineFleet]:
+    async with pipeline_fleet(tmp_path_factory.mktemp("joins"), env=QUICK_LEASES) as running:
+        yield running
+
+
 async def held(fleet: PipelineFleet, name: str) -> dict[int, int]:
     """How many records of a pipeline's joins topic are not committed, by partition."""
     settings = KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap)
@@ -95,34 +102,33 @@ async def held(fleet: PipelineFleet, name: str) -> dict[int, int]:
         await reader.close()
 
 
-async def test_branches_meet_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path, env=QUICK_LEASES) as fleet:
-        await fleet.apply(FAN, EITHER, HURRIED, LATE, PICKY, ROWS)
-        client = fleet.client
-        answers = await asyncio.gather(*(client.infer("fan", {"row": row(value, high=0.25)}) for value in range(50)))
-        for value, answer in enumerate(answers):
-            assert (answer.status, answer.model, answer.version) == (Status.OK, "fan", 1)
-            assert answer["head"].to_numpy()[0, 1] == value + 1
-            assert answer["score"].to_numpy().tolist() == [[0.25, 0.75, 0.0]]
-        with pytest.raises(PoisonRequest, match=r"asked to raise"):
-            await client.infer("fan", {"row": row(7, RAISE, at=1)})
-        with pytest.raises(DeadlineExceeded):
-            await client.infer("late", {"row": row(1)}, ttl_seconds=1.0)
-        early = await client.infer("either", {"row": row(1)})
-        assert early["row"].to_numpy()[0, 1] == 2
-        assert early.parameters["missing"] == "slow"
-        hurried = await client.infer("hurried", {"row": row(1)})
-        assert hurried["row"].to_numpy()[0, 1] == 2
-        assert hurried.receipt.total_us < 1_400_000
-        picky = [await client.infer("picky", {"row": row(value)}) for value in (1, 101)]
-        assert [answer["row"].rows for answer in picky] == [1, 2]
-        await bare_submission(fleet)
-        for count in (0, 1, 400):
-            rows = np.concatenate([np.zeros((0, 4), np.float32), *(row(value) for value in range(count))])
-            answer = await client.infer("rows", {"row": rows})
-            assert answer["row"].to_numpy()[:, 1].tolist() == [value + 2 for value in range(count)]
-        for name in ("fan", "either", "hurried", "late", "picky", "rows"):
-            await wait_until(partial(nothing_held, fleet, name), f"{name} holds offsets", timeout=60)
+async def test_branches_meet_and_nothing_is_left_behind(fleet: PipelineFleet) -> None:
+    await fleet.apply(FAN, EITHER, HURRIED, LATE, PICKY, ROWS)
+    client = fleet.client
+    answers = await asyncio.gather(*(client.infer("fan", {"row": row(value, high=0.25)}) for value in range(50)))
+    for value, answer in enumerate(answers):
+        assert (answer.status, answer.model, answer.version) == (Status.OK, "fan", 1)
+        assert answer["head"].to_numpy()[0, 1] == value + 1
+        assert answer["score"].to_numpy().tolist() == [[0.25, 0.75, 0.0]]
+    with pytest.raises(PoisonRequest, match=r"asked to raise"):
+        await client.infer("fan", {"row": row(7, RAISE, at=1)})
+    with pytest.raises(DeadlineExceeded):
+        await client.infer("late", {"row": row(1)}, ttl_seconds=1.0)
+    early = await client.infer("either", {"row": row(1)})
+    assert early["row"].to_numpy()[0, 1] == 2
+    assert early.parameters["missing"] == "slow"
+    hurried = await client.infer("hurried", {"row": row(1)})
+    assert hurried["row"].to_numpy()[0, 1] == 2
+    assert hurried.receipt.total_us < 1_400_000
+    picky = [await client.infer("picky", {"row": row(value)}) for value in (1, 101)]
+    assert [answer["row"].rows for answer in picky] == [1, 2]
+    await bare_submission(fleet)
+    for count in (0, 1, 400):
+        rows = np.concatenate([np.zeros((0, 4), np.float32), *(row(value) for value in range(count))])
+        answer = await client.infer("rows", {"row": rows})
+        assert answer["row"].to_numpy()[:, 1].tolist() == [value + 2 for value in range(count)]
+    for name in ("fan", "either", "hurried", "late", "picky", "rows"):
+        await wait_until(partial(nothing_held, fleet, name), f"{name} holds offsets", timeout=60)
 
 
 async def bare_submission(fleet: PipelineFleet) -> None:
@@ -162,14 +168,13 @@ async def kill_joiner(fleet: PipelineFleet) -> bool:
     return any(fleet.stack.kill_worker(lease.id) for lease in leases if lease.deployment == "fan@1")
 
 
-async def test_jobs_survive_the_death_of_joiners(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path, env=QUICK_LEASES) as fleet:
-        await fleet.apply(FAN + "workers: {min: 2, max: 2}\n")  # so partitions also move from one to the other
-        jobs = []
-        for number in range(300):
-            jobs.append(await fleet.client.submit("fan", {"row": row(number)}, ttl_seconds=60))
-            if number % 100 == 50:
-                await wait_until(lambda: kill_joiner(fleet), "no joiner comes back", timeout=30)
-        answers = await asyncio.gather(*(job.result() for job in jobs))
-        assert [answer["head"].to_numpy()[0, 1] for answer in answers] == [value + 1 for value in range(300)]
-        await wait_until(lambda: nothing_held(fleet, "fan"), "offsets are held", timeout=60)
+async def test_jobs_survive_the_death_of_joiners(fleet: PipelineFleet) -> None:
+    await fleet.apply(FAN + "workers: {min: 2, max: 2}\n")  # so partitions also move from one to the other
+    jobs = []
+    for number in range(300):
+        jobs.append(await fleet.client.submit("fan", {"row": row(number)}, ttl_seconds=60))
+        if number % 100 == 50:
+            await wait_until(lambda: kill_joiner(fleet), "no joiner comes back", timeout=30)
+    answers = await asyncio.gather(*(job.result() for job in jobs))
+    assert [answer["head"].to_numpy()[0, 1] for answer in answers] == [value + 1 for value in range(300)]
+    await wait_until(lambda: nothing_held(fleet, "fan"), "offsets are held", timeout=60)

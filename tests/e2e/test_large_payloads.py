@@ -18,12 +18,12 @@ from contracts.codec import encode_request
 from contracts.errors import InternalError, InvalidRequest
 from contracts.messages import Status
 from contracts.names import ModelVersion
-from contracts.settings import BlobSettings, load_settings
+from contracts.settings import BlobSettings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from contracts.tensors import Ref, Tensor
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
-from producer.settings import ClientSettings
+from tests.e2e.fleet_kit import client_settings
 from tests.engine_process import python_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
@@ -74,15 +74,10 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embed
         yield running
 
 
-def settings(stack: EmbeddedStack, **blobs: object) -> ClientSettings:
-    known = stack.settings()
-    return load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump(), blobs=blobs)
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(stack: EmbeddedStack) -> AsyncIterator[InferenceClient]:
     url = stack.settings_environment()["HEADRACE_BLOBS__URL"]
-    async with InferenceClient(settings(stack, url=url)) as opened:
+    async with InferenceClient(client_settings(stack, blobs=url)) as opened:
         yield opened
 
 
@@ -118,7 +113,7 @@ async def test_shared_calls_and_handles_take_large_tensors_too(client: Inference
 
 
 async def test_without_a_store_the_client_names_the_setting(stack: EmbeddedStack) -> None:
-    async with InferenceClient(settings(stack)) as poor:
+    async with InferenceClient(client_settings(stack)) as poor:
         with pytest.raises(InvalidRequest, match="HEADRACE_BLOBS__URL"):
             await poor.infer("wide@1", {"image": image(1)})
         with pytest.raises(InternalError, match="set HEADRACE_BLOBS__URL to that of the workers"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from contracts import topics
 from contracts.adapters.compiled import compiled
@@ -22,7 +23,7 @@ from deploy.cli.inspection import describe as inspected
 from deploy.cli.timeline import describe, lines_of
 from tests.e2e.pipeline_kit import CHAIN, FAN, RAISE, SLOW, PipelineFleet, pipeline_fleet, row
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 QUICK = {
     "HEADRACE_LEASE__TTL_SECONDS": "4",
@@ -51,6 +52,12 @@ outputs: {row: two.row}
 limits: {open_jobs: 3}
 topic: {partitions: 2}
 """
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineFleet]:
+    async with pipeline_fleet(tmp_path_factory.mktemp("pipelines"), env=QUICK) as running:
+        yield running
 
 
 async def records_of(fleet: PipelineFleet, prefix: str) -> list[Record]:
@@ -90,18 +97,17 @@ async def check_history(fleet: PipelineFleet) -> int:
     return count
 
 
-async def test_a_chain_is_answered_once_by_the_pipeline_with_the_values_of_every_step(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path) as fleet:
-        await fleet.apply(CHAIN, RESCUED, FLOATING, routes={"relay": {"default": 1, "labels": {"steady": 3}}})
-        answers = await asyncio.gather(*(fleet.client.infer("chain", {"row": row(value)}) for value in range(50)))
-        for value, answer in enumerate(answers):
-            assert (answer.status, answer.model, answer.version) == (Status.OK, "chain", 1)
-            assert (answer["row"].to_numpy()[0, 1], answer["first"].to_numpy()[0, 1]) == (value + 3, value + 1)
-            assert answer.receipt.worker.startswith("relay-3-")
-        assert await check_history(fleet) >= 150
-        await failures(fleet)
-        await cancelled(fleet)
-        await rollout(fleet)
+async def test_a_chain_is_answered_once_by_the_pipeline_with_the_values_of_every_step(fleet: PipelineFleet) -> None:
+    await fleet.apply(CHAIN, RESCUED, FLOATING, routes={"relay": {"default": 1, "labels": {"steady": 3}}})
+    answers = await asyncio.gather(*(fleet.client.infer("chain", {"row": row(value)}) for value in range(50)))
+    for value, answer in enumerate(answers):
+        assert (answer.status, answer.model, answer.version) == (Status.OK, "chain", 1)
+        assert (answer["row"].to_numpy()[0, 1], answer["first"].to_numpy()[0, 1]) == (value + 3, value + 1)
+        assert answer.receipt.worker.startswith("relay-3-")
+    assert await check_history(fleet) >= 150
+    await failures(fleet)
+    await cancelled(fleet)
+    await rollout(fleet)
 
 
 async def failures(fleet: PipelineFleet) -> None:
@@ -148,51 +154,49 @@ async def rollout(fleet: PipelineFleet) -> None:
     assert len(plans) == 1
 
 
-async def test_jobs_of_both_shapes_survive_the_death_of_workers_joiners_and_the_scheduler(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path, env=QUICK) as fleet:
-        await fleet.apply(CHAIN, FAN)
-        jobs = [
-            await fleet.client.submit(name, {"row": row(value)}, ttl_seconds=60)
-            for value in range(200)
-            for name in ("chain", "fan")
-        ]
-        for model, version in (("relay", 2), ("fan", 1), ("relay", 1)):
-            owners = (await fleet.leases.state()).topics[topics.requests("headrace", model, version)].own
-            fleet.stack.kill_worker(owners[0][0])
-            await asyncio.sleep(0.3)
-        fleet.stack.kill("scheduler")
-        answers = [await job.result() for job in jobs]
-        assert [answer["row"].to_numpy()[0, 1] for answer in answers[::2]] == [value + 3 for value in range(200)]
-        assert [answer["head"].to_numpy()[0, 1] for answer in answers[1::2]] == [value + 1 for value in range(200)]
-        assert await check_history(fleet) >= 200 * 8
+async def test_jobs_of_both_shapes_survive_the_death_of_workers_joiners_and_the_scheduler(fleet: PipelineFleet) -> None:
+    await fleet.apply(CHAIN, FAN)
+    jobs = [
+        await fleet.client.submit(name, {"row": row(value)}, ttl_seconds=60)
+        for value in range(200)
+        for name in ("chain", "fan")
+    ]
+    for model, version in (("relay", 2), ("fan", 1), ("relay", 1)):
+        owners = (await fleet.leases.state()).topics[topics.requests("headrace", model, version)].own
+        fleet.stack.kill_worker(owners[0][0])
+        await asyncio.sleep(0.3)
+    fleet.stack.kill("scheduler")
+    answers = [await job.result() for job in jobs]
+    assert [answer["row"].to_numpy()[0, 1] for answer in answers[::2]] == [value + 3 for value in range(200)]
+    assert [answer["head"].to_numpy()[0, 1] for answer in answers[1::2]] == [value + 1 for value in range(200)]
+    assert await check_history(fleet) >= 200 * 8
 
 
-async def test_a_job_is_traced_and_its_steps_are_inspected(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path) as fleet:
-        await fleet.apply(FAN)
-        answer = await fleet.client.infer("fan", {"row": row(4)})
-        settings = HeadraceSettings(
-            kafka=KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap), redis=RedisSettings(url=fleet.stack.redis_url)
-        )
-        found = await scan(
-            settings.kafka,
-            lambda topic: topic.startswith("headrace."),
-            lambda _, headers: answer.id.encode() in (headers.get("job"), headers.get("id")),
-            since_ms=0,
-        )
-        timeline = describe(answer.id, lines_of(found.records, "headrace"))
-        assert (timeline["pipeline"], timeline["status"]) == ("fan@1", "OK")
-        steps = {step["step"]: step for step in timeline["steps"]}
-        assert steps.keys() == {"head", "a", "b", "c", "d"}
-        assert all(step["computed_ms"] > 0 and step["worker"] and step["batch_rows"] >= 1 for step in steps.values())
-        assert len([event for event in timeline["events"] if event["kind"] == "part"]) == 4
+async def test_a_job_is_traced_and_its_steps_are_inspected(fleet: PipelineFleet) -> None:
+    await fleet.apply(FAN)
+    answer = await fleet.client.infer("fan", {"row": row(4)})
+    settings = HeadraceSettings(
+        kafka=KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap), redis=RedisSettings(url=fleet.stack.redis_url)
+    )
+    found = await scan(
+        settings.kafka,
+        lambda topic: topic.startswith("headrace."),
+        lambda _, headers: answer.id.encode() in (headers.get("job"), headers.get("id")),
+        since_ms=0,
+    )
+    timeline = describe(answer.id, lines_of(found.records, "headrace"))
+    assert (timeline["pipeline"], timeline["status"]) == ("fan@1", "OK")
+    steps = {step["step"]: step for step in timeline["steps"]}
+    assert steps.keys() == {"head", "a", "b", "c", "d"}
+    assert all(step["computed_ms"] > 0 and step["worker"] and step["batch_rows"] >= 1 for step in steps.values())
+    assert len([event for event in timeline["events"] if event["kind"] == "part"]) == 4
 
-        plan = compiled(*(await registered(fleet, ModelVersion("fan", 1))))
-        (shown,) = inspected(found.records, "head", plan, 5)
-        assert shown["inputs"]["row"]["data"] == [0, 4, 0.5, 0]
-        assert shown["outputs"]["row"]["data"] == [0, 5, 0.5, -1]
-        parts = inspected(found.records, "vote", plan, 5)
-        assert {part["what"] for part in parts} == {f"value from {step}" for step in "abcd"}
+    plan = compiled(*(await registered(fleet, ModelVersion("fan", 1))))
+    (shown,) = inspected(found.records, "head", plan, 5)
+    assert shown["inputs"]["row"]["data"] == [0, 4, 0.5, 0]
+    assert shown["outputs"]["row"]["data"] == [0, 5, 0.5, -1]
+    parts = inspected(found.records, "vote", plan, 5)
+    assert {part["what"] for part in parts} == {f"value from {step}" for step in "abcd"}
 
 
 async def registered(fleet: PipelineFleet, key: ModelVersion) -> tuple[RegisteredPipeline, RegistryState]:

@@ -17,13 +17,13 @@ from benchmarks.harness import control, deploy, wait_for_workers
 from contracts.errors import InvalidRequest, Overloaded, PoisonRequest, SequenceLost
 from contracts.messages import Response
 from contracts.names import ModelVersion
-from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
 from producer.sequences import Sequence
 from producer.settings import ClientSettings
 from producer.sync import SyncInferenceClient
+from tests.e2e.fleet_kit import client_settings
 from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
@@ -68,8 +68,7 @@ async def adding(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Addi
         async with control(stack) as (registry, leases):
             await deploy(registry, FOLDER, deployment)
             await wait_for_workers(leases, TOTALS, 2)
-        known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
+        settings = client_settings(stack)
         async with InferenceClient(settings) as client:
             yield Adding(client, settings, stack)
 

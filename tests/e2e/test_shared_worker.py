@@ -7,28 +7,20 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+import pytest_asyncio
 import yaml
 
 from contracts.messages import Status
 from contracts.names import ModelVersion
-from contracts.pool import Lease
-from contracts.settings import load_settings
-from deploy.cli.apply import carry_out, plan_changes
-from deploy.cli.connection import ControlPlane, open_control
 from deploy.cli.readiness import await_ready
-from deploy.cli.repository import read_fleet
-from deploy.embedded.stack import EmbeddedStack
-from producer.client import InferenceClient
-from producer.settings import ClientSettings
+from tests.e2e.fleet_kit import AppliedFleet, applied_fleet, apply
 from tests.helpers import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 NAPPING = """
 import os
@@ -61,129 +53,117 @@ def write_model(root: Path, name: str, *, seconds: float, factor: int, limit: in
     (folder / "model.yaml").write_text(yaml.safe_dump(spec))
 
 
-class Fleet:
-    """A stack on which fleets are applied, and a client of it."""
+async def group(fleet: AppliedFleet, *deployments: Sequence[str], workers: int = 1) -> None:
+    """Have these models and no others served, so grouped, and wait until that is all there is."""
+    content = [
+        {"models": list(models), "workers": {"min": workers, "max": 2}, "allow_code": True,
+         "device": {"kind": "cpu", "compute": 10}}
+        for models in deployments
+    ]  # fmt: skip
+    path = fleet.root / "fleet.yaml"
+    path.write_text(yaml.safe_dump({"deployments": content}))
+    await apply(fleet.control.registry, path, prune=True)
+    await await_ready(fleet.control, [models[0] for models in deployments], 60)
+    wanted = sorted(tuple(models) for models in deployments for _ in range(workers))
 
-    def __init__(self, root: Path, stack: EmbeddedStack, control: ControlPlane, client: InferenceClient) -> None:
-        self.root, self.stack, self.control, self.client = root, stack, control, client
+    async def is_all() -> bool:
+        return sorted(lease.models for lease in await fleet.leases()) == wanted
 
-    async def apply(self, *deployments: Sequence[str], workers: int = 1, wait: bool = True) -> None:
-        content = [
-            {"models": list(models), "workers": {"min": workers, "max": 2}, "allow_code": True,
-             "device": {"kind": "cpu", "compute": 10}}
-            for models in deployments
-        ]  # fmt: skip
-        path = self.root / "fleet.yaml"
-        path.write_text(yaml.safe_dump({"deployments": content}))
-        wanted = read_fleet(path)
-        found = await plan_changes(self.control.registry, wanted, prune=True)
-        await carry_out(self.control.registry, wanted, found)
-        if wait:
-            await await_ready(self.control, [models[0] for models in deployments], 60)
-
-    async def leases(self) -> list[Lease]:
-        return [lease for lease in (await self.control.leases.state()).leases.values() if lease.is_live]
-
-    async def ask(self, model: str, *values: float) -> list[float]:
-        found = (await self.client.infer(model, {"x": np.array([values], np.float32).T}))["y"]
-        return [float(value) for value in found.to_numpy().ravel()]
-
-    def engines(self) -> list[psutil.Process]:
-        agent = psutil.Process(self.stack.processes["agent"].pid)
-        return [child for child in agent.children(recursive=True) if "workers.engine" in child.cmdline()]
+    await wait_until(is_all, f"not served as {wanted}", timeout=60)
 
 
-@asynccontextmanager
-async def running(root: Path) -> AsyncIterator[Fleet]:
+async def ask(fleet: AppliedFleet, model: str, *values: float) -> list[float]:
+    found = (await fleet.client.infer(model, {"x": np.array([values], np.float32).T}))["y"]
+    return [float(value) for value in found.to_numpy().ravel()]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AppliedFleet]:
+    root = tmp_path_factory.mktemp("shared")
     write_model(root, "quick", seconds=0.001, factor=2)
     write_model(root, "slow", seconds=0.05, factor=3)
     write_model(root, "other", seconds=0.001, factor=5)
     write_model(root, "greedy", seconds=0.001, factor=7, limit=4)
-    async with EmbeddedStack(root / "data", kafka="embedded") as stack, open_control(stack.settings()) as control:
-        known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
-        async with InferenceClient(settings) as client:
-            yield Fleet(root, stack, control, client)
+    async with applied_fleet(root) as running:
+        yield running
 
 
-async def test_models_share_one_engine_and_each_answers_its_own_requests(tmp_path: Path) -> None:
-    async with running(tmp_path) as fleet:
-        await fleet.apply(["quick@1", "slow@1", "other@1"])
-        (lease,) = await fleet.leases()
-        assert lease.models == ("quick@1", "slow@1", "other@1")
-        assert len(fleet.engines()) == 1
-        answers = await asyncio.gather(*(fleet.ask(f"{name}@1", 1, 2) for name in ("quick", "slow", "other")))
-        assert answers == [[2, 4], [3, 6], [5, 10]]
-        await kills_are_blamed_on_the_request_alone(fleet)
-        await a_slow_model_does_not_crowd_out_a_quick_one(fleet)
-        await models_are_regrouped_under_load(fleet)
+async def test_models_share_one_engine_and_each_answers_its_own_requests(fleet: AppliedFleet) -> None:
+    await group(fleet, ["quick@1", "slow@1", "other@1"])
+    (lease,) = await fleet.leases()
+    assert lease.models == ("quick@1", "slow@1", "other@1")
+    await wait_until(lambda: len(fleet.engines()) == 1, "not one engine")  # that of another test may be ending
+    answers = await asyncio.gather(*(ask(fleet, f"{name}@1", 1, 2) for name in ("quick", "slow", "other")))
+    assert answers == [[2, 4], [3, 6], [5, 10]]
+    await kills_are_blamed_on_the_request_alone(fleet)
+    await a_slow_model_does_not_crowd_out_a_quick_one(fleet)
+    await models_are_regrouped_under_load(fleet)
 
 
-async def test_a_device_without_memory_for_large_batches_gets_smaller_ones(tmp_path: Path) -> None:
-    async with running(tmp_path) as fleet:
-        await fleet.apply(["quick@1", "greedy@1"])
-        assert await fleet.ask("greedy@1", *range(8)) == [7 * value for value in range(8)]
-        key = ModelVersion("greedy", 1)
-        (lease,) = await fleet.leases()
-        await wait_until(lambda: told(fleet, key, {lease.id: 4}))
-        answers = await asyncio.gather(*(fleet.ask("greedy@1", value) for value in range(40)))
-        assert answers == [[7 * value] for value in range(40)]
-        assert await fleet.control.registry.ceilings(ModelVersion("quick", 1)) == {}
+async def test_a_device_without_memory_for_large_batches_gets_smaller_ones(fleet: AppliedFleet) -> None:
+    await group(fleet, ["quick@1", "greedy@1"])
+    assert await ask(fleet, "greedy@1", *range(8)) == [7 * value for value in range(8)]
+    key = ModelVersion("greedy", 1)
+    (lease,) = await fleet.leases()
+    await wait_until(lambda: told(fleet, key, {lease.id: 4}))
+    answers = await asyncio.gather(*(ask(fleet, "greedy@1", value) for value in range(40)))
+    assert answers == [[7 * value] for value in range(40)]
+    assert await fleet.control.registry.ceilings(ModelVersion("quick", 1)) == {}
 
 
-async def told(fleet: Fleet, key: ModelVersion, ceilings: dict[str, int]) -> bool:
+async def told(fleet: AppliedFleet, key: ModelVersion, ceilings: dict[str, int]) -> bool:
     return await fleet.control.registry.ceilings(key) == ceilings
 
 
-async def kills_are_blamed_on_the_request_alone(fleet: Fleet) -> None:
+async def kills_are_blamed_on_the_request_alone(fleet: AppliedFleet) -> None:
     (engine,) = fleet.engines()
     os.kill(engine.pid, signal.SIGKILL)
-    both = await asyncio.gather(fleet.ask("quick@1", 7), fleet.ask("other@1", 7))
+    both = await asyncio.gather(ask(fleet, "quick@1", 7), ask(fleet, "other@1", 7))
     assert list(both) == [[14], [35]]
     names = ["quick", "slow", "other"] * 20
     good, bad = await asyncio.gather(
-        asyncio.gather(*(fleet.ask(f"{name}@1", 3) for name in names)),
+        asyncio.gather(*(ask(fleet, f"{name}@1", 3) for name in names)),
         fleet.client.infer("slow@1", {"x": np.array([[-1]], np.float32)}, ttl_seconds=60, raise_on_error=False),
     )
     assert bad.status is Status.POISON
     assert {answer[0] for answer in good} == {6, 9, 15}
 
 
-async def a_slow_model_does_not_crowd_out_a_quick_one(fleet: Fleet) -> None:
+async def a_slow_model_does_not_crowd_out_a_quick_one(fleet: AppliedFleet) -> None:
     busy, times = True, []
 
     async def keep_busy() -> None:
         while busy:
-            await fleet.ask("slow@1", *range(8))
+            await ask(fleet, "slow@1", *range(8))
 
     async with asyncio.TaskGroup() as crowd:
         for number in range(16):
             crowd.create_task(keep_busy(), name=f"crowd {number}")
         for value in range(20):
             started = time.perf_counter()
-            assert await fleet.ask("quick@1", value) == [2 * value]
+            assert await ask(fleet, "quick@1", value) == [2 * value]
             times.append(time.perf_counter() - started)
         busy = False
     # 16 batches of 50 ms wait at any time; behind the running and the ready one it is the quick model's turn.
     assert sorted(times)[len(times) // 2] < 0.3
 
 
-async def models_are_regrouped_under_load(fleet: Fleet) -> None:
+async def models_are_regrouped_under_load(fleet: AppliedFleet) -> None:
     stop = asyncio.Event()
     answered = dict.fromkeys((2, 3, 5), 0)
 
     async def ask_on(name: str, factor: int) -> None:
         while not stop.is_set():
-            assert await fleet.ask(f"{name}@1", 1) == [factor]
+            assert await ask(fleet, f"{name}@1", 1) == [factor]
             answered[factor] += 1
 
     async with asyncio.TaskGroup() as asking:
         for one in (("quick", 2), ("slow", 3), ("other", 5)):
             asking.create_task(ask_on(*one), name=f"ask {one[0]}")
-        await fleet.apply(["quick@1"], ["slow@1", "other@1"])
+        await group(fleet, ["quick@1"], ["slow@1", "other@1"])
         before = dict(answered)
         await wait_until(lambda: all(answered[factor] > before[factor] + 3 for factor in answered))
         assert sorted(lease.models for lease in await fleet.leases()) == [("quick@1",), ("slow@1", "other@1")]
-        await fleet.apply(["quick@1", "slow@1", "other@1"], workers=2)
+        await group(fleet, ["quick@1", "slow@1", "other@1"], workers=2)
         stop.set()
     assert [lease.models for lease in await fleet.leases()] == [("quick@1", "slow@1", "other@1")] * 2

@@ -11,16 +11,13 @@ import psutil
 import pytest
 
 from contracts.errors import ConfigurationError
-from contracts.settings import load_settings
-from deploy.cli.apply import carry_out, plan_changes
 from deploy.cli.connection import open_control
 from deploy.cli.readiness import await_ready
-from deploy.cli.repository import read_fleet
 from deploy.embedded.guardian import exists
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
-from producer.settings import ClientSettings
 from tests.e2e.conftest import ROOT, Terminal, Up
+from tests.e2e.fleet_kit import apply, client_settings
 from tests.helpers import wait_until, wait_until_sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -34,9 +31,7 @@ deployments:
 
 
 async def answers(stack: EmbeddedStack) -> None:
-    known = stack.settings()
-    settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
-    async with InferenceClient(settings) as client:
+    async with InferenceClient(client_settings(stack)) as client:
         response = await client.infer("digits@1", {"image": np.zeros((1, 64), np.float32)})
         assert response["scores"].shape == (1, 10)
 
@@ -44,8 +39,7 @@ async def answers(stack: EmbeddedStack) -> None:
 async def ready(stack: EmbeddedStack, fleet: Path | None = None) -> None:
     async with open_control(stack.settings()) as control:
         if fleet is not None:
-            wanted = read_fleet(fleet)
-            await carry_out(control.registry, wanted, await plan_changes(control.registry, wanted))
+            await apply(control.registry, fleet)
         await await_ready(control, ["digits@1"], 60)
 
 

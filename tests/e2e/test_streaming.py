@@ -20,13 +20,13 @@ from benchmarks.harness import control, deploy, wait_for_workers
 from contracts.errors import DeadlineExceeded, InvalidRequest, Overloaded, PoisonRequest, StreamBroken
 from contracts.messages import Response, Status
 from contracts.names import ModelVersion
-from contracts.settings import load_settings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
 from producer.settings import ClientSettings
 from producer.sync import SyncInferenceClient
 from tests.e2e.conftest import headrace_program
+from tests.e2e.fleet_kit import client_settings
 from tests.e2e.test_readme import commands, expect, programs
 from tests.helpers import wait_until
 
@@ -88,7 +88,7 @@ async def counting(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
             for key in (COUNTER, *SHOWN):
                 await wait_for_workers(leases, key, 1)
         known = stack.settings()
-        settings = load_settings(ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump())
+        settings = client_settings(stack)
         async with InferenceClient(settings) as client:
             address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": stack.redis_url}
             yield Counting(client, settings, folder, address)

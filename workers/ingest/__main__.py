@@ -1,40 +1,19 @@
-"""The ingest process: `python -P -m workers.ingest --lease ID --token TOKEN --node NODE --run-dir DIR`.
-
-Started by the node agent, which reads its exit: 0 when the lease ended in peace, 1 when the worker could not go on.
-"""
+"""The ingest process of a worker: `python -P -m workers.ingest`, as workers.draining.process says."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-from pathlib import Path
-
-from contracts import service, telemetry
 from contracts.settings import load_settings
+from workers.draining import process
+from workers.draining.process import Duty, Orders
 from workers.ingest.settings import WorkerSettings
 from workers.ingest.worker import Worker
 
 
-async def _run(arguments: argparse.Namespace) -> int:
+def _take(orders: Orders) -> Duty:
     settings = load_settings(WorkerSettings)
-    telemetry.configure_logging("worker", level=settings.log.level, as_json=settings.log.json_lines)
-    if settings.worker.metrics_port is not None:
-        port = telemetry.serve_metrics(settings.worker.metrics_port)
-        logging.getLogger(__name__).info("metrics on http://127.0.0.1:%d/metrics", port)
-    worker = Worker(arguments.lease, arguments.token, arguments.run_dir, settings)
-    return await service.run_until_signal(worker, stop_seconds=settings.worker.drain_seconds)
-
-
-def main() -> None:
-    """Read the arguments and serve until the lease ends."""
-    parser = argparse.ArgumentParser(prog="workers.ingest")
-    parser.add_argument("--lease", required=True)
-    parser.add_argument("--token", required=True, type=int)
-    parser.add_argument("--node", required=True)
-    parser.add_argument("--run-dir", required=True, type=Path)
-    arguments = parser.parse_args()
-    service.main(lambda: _run(arguments))
+    worker = Worker(orders.lease, orders.token, orders.run_dir, settings)
+    return Duty(worker, settings.log, settings.worker)
 
 
 if __name__ == "__main__":
-    main()
+    process.main("workers.ingest", "worker", _take)

@@ -98,6 +98,11 @@ class Served:
         self.drain: Drain
 
     @property
+    def topic_drains(self) -> list[Drain]:
+        """What drains the request topic and its lanes, whether or not there are any."""
+        return [self.drain, *(lane.drain for lane in self._lanes.values())]
+
+    @property
     def drains(self) -> Mapping[str, Tenured]:
         """What drains each topic."""
         return {self.topic: self.drain, **self._lanes}
@@ -232,14 +237,9 @@ class Served:
 
     async def quiet(self, loops: Loops) -> None:
         """Take nothing new."""
-        drains = [self.drain, *(lane.drain for lane in self._lanes.values())]
+        drains = self.topic_drains
         await asyncio.gather(*(drain.quiet() for drain in drains))
         await asyncio.gather(*(loops.join(f"poll {drain.topic} {self.key}", _QUIET_SECONDS) for drain in drains))
-
-    async def commit(self, seconds: float) -> None:
-        """Commit what was answered, for the last time."""
-        drains = [self.drain, *(lane.drain for lane in self._lanes.values())]
-        await asyncio.gather(*(drain.commit(seconds, final=True) for drain in drains))
 
     async def stop(self) -> None:
         """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""

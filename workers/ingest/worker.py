@@ -25,13 +25,14 @@ from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import RegisteredModel, Registry
 from contracts.clock import Clock, SystemClock
 from contracts.emissions import MAX_RECORD_BYTES
-from contracts.errors import HeadraceError, LeaseLost, ModelLoadError, ModelNotFound
+from contracts.errors import LeaseLost, ModelLoadError, ModelNotFound
 from contracts.names import ModelVersion
 from contracts.plans import Plan
 from contracts.pool import Lease
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.ending import until_lease_ends, wind_down
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
@@ -54,7 +55,6 @@ from workers.slots import SLOT_COUNT, SlotFile, region_bytes, slots_path
 log = logging.getLogger(__name__)
 
 _MAX_REASON = 300  # characters that the pool keeps of why a lease ended
-_LOST_GRACE_SECONDS = 2.0  # results of batches launched before the lease was lost may still be published
 
 
 class Worker:
@@ -266,11 +266,8 @@ class Worker:
     # --- end ----------------------------------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Return when the lease is over, which is how a worker's life ends; raise anything else that ends a loop."""
-        try:
-            await self._loops.wait()
-        except LeaseLost as exc:
-            log.info("%s", exc)
+        """Return when the lease is over; raise what else ends this worker."""
+        await until_lease_ends(self._loops)
 
     async def stop(self, deadline: Deadline) -> None:
         """Take nothing new, finish what runs, commit, give back partitions and lease."""
@@ -278,7 +275,10 @@ class Worker:
             return
         self._stopped = True
         if self._started:
-            await self._wind_down(deadline)
+            quiet = asyncio.gather(*(served.quiet(self._loops) for served in self._served))
+            drains = [drain for served in self._served for drain in served.topic_drains]
+            why = self._why_stopped
+            await wind_down(quiet, drains, self._tenure, self._publisher, reason=why, deadline=deadline)
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
@@ -297,15 +297,3 @@ class Worker:
                 self._blobs.close()
         if hasattr(self, "_redis"):
             await self._redis.close()
-
-    async def _wind_down(self, deadline: Deadline) -> None:
-        try:
-            await asyncio.gather(*(served.quiet(self._loops) for served in self._served))
-            if self._tenure.is_over:
-                await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
-                await asyncio.gather(*(served.commit(1.0) for served in self._served))
-            else:
-                async with asyncio.timeout(deadline.remaining):
-                    await self._tenure.give_all(self._why_stopped)
-        except (HeadraceError, TimeoutError) as exc:
-            log.warning("stopping with work unfinished, somebody else will do it: %r", exc)

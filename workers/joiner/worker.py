@@ -23,11 +23,12 @@ from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
 from contracts.emissions import MAX_RECORD_BYTES
-from contracts.errors import HeadraceError, LeaseLost, ModelNotFound, TransportError
+from contracts.errors import LeaseLost, ModelNotFound, TransportError
 from contracts.names import ModelVersion
 from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.ending import until_lease_ends, wind_down
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
@@ -44,7 +45,7 @@ from workers.joiner.tools import Tools
 
 log = logging.getLogger(__name__)
 
-_LOST_GRACE_SECONDS = 2.0  # what was sent before the lease was lost may still be acknowledged
+_QUIET_SECONDS = 2.0
 
 
 class Joiner:
@@ -165,11 +166,8 @@ class Joiner:
     # --- end ----------------------------------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Return when the lease is over, which is how a joiner's life ends; raise anything else that ends a loop."""
-        try:
-            await self._loops.wait()
-        except LeaseLost as exc:
-            log.info("%s", exc)
+        """Return when the lease is over; raise what else ends this joiner."""
+        await until_lease_ends(self._loops)
 
     async def stop(self, deadline: Deadline) -> None:
         """Take nothing new, finish what was begun, commit, give back partitions and lease."""
@@ -177,7 +175,9 @@ class Joiner:
             return
         self._stopped = True
         if self._started:
-            await self._wind_down(deadline)
+            await wind_down(
+                self._quiet(), self._drains, self._tenure, self._publisher, reason="stopped", deadline=deadline
+            )
         await self._loops.stop()
         if self._started:
             await self._tenure.stop()
@@ -192,17 +192,7 @@ class Joiner:
         if hasattr(self, "_redis"):
             await self._redis.close()
 
-    async def _wind_down(self, deadline: Deadline) -> None:
-        try:
-            for number, drain in enumerate(self._drains):
-                await drain.quiet()
-                await self._loops.join(f"poll-{number}", 2.0)
-            if self._tenure.is_over:
-                await self._publisher.drain(min(_LOST_GRACE_SECONDS, deadline.remaining))
-                for drain in self._drains:
-                    await drain.commit(1.0, final=True)
-            else:
-                async with asyncio.timeout(deadline.remaining):
-                    await self._tenure.give_all("stopped")
-        except (HeadraceError, TimeoutError) as exc:
-            log.warning("stopping with work unfinished, somebody else will do it: %r", exc)
+    async def _quiet(self) -> None:
+        for number, drain in enumerate(self._drains):
+            await drain.quiet()
+            await self._loops.join(f"poll-{number}", _QUIET_SECONDS)

@@ -39,7 +39,8 @@ LEAKS = {
 SUITE = """
     import os, pathlib, pytest, signal
     import tests.conftest
-    tests.conftest.SETTLE_SECONDS = 0.2
+    tests.conftest.SETTLE_SECONDS = tests.conftest.SEGMENT_SETTLE_SECONDS = 0.2
+    tests.conftest.SEGMENTS = f"headrace-forgotten-{os.getpid()}"  # not those of a test beside this one
     @pytest.fixture(autouse=True, scope="session")
     def _clean():
         yield

@@ -24,7 +24,7 @@ class Relay:
         if (due & (rows[:, 0] == SLOW)).any():
             time.sleep(1.5)
         if (due & (rows[:, 0] == HANG)).any():
-            time.sleep(6)  # longer than its callers wait; for ever, only stopping would take longer
+            time.sleep(5)  # longer than its callers wait; for ever, only stopping would take longer
         rows[:, 1] += 1
         rows[:, 3] -= 1
         high = rows[:, 2]
