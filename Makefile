@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check examples chaos format bench-echo bench-engine bench-overload bench-pipelines constraints clean
+.PHONY: help demo test check examples chaos format bench-echo bench-engine bench-gpu bench-overload bench-pipelines constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-engine: $(DEV)  ## Measure the path against the bare model; writes build/b
 
 bench-overload: $(DEV)  ## Measure a minute of twice the capacity; writes build/bench/overload.json
 	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+bench-gpu: $(DEV)  ## Measure one GPU, M0 to M5; writes benchmarks/<device>/ (needs the extra gpu; status 3 without a GPU)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-pipelines: $(DEV)  ## Measure what a step of a pipeline costs; writes build/bench/pipelines.json
 	$(BIN)/python -m benchmarks.pipelines $(ARGS)

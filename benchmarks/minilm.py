@@ -187,9 +187,10 @@ class _Graph:
 
     def pool(self, x: str) -> str:
         """The mean over the tokens that are there, scaled to length 1."""
-        last = self._constant("last_axis", np.array([2], np.int64))
         tokens = self._constant("token_axis", np.array([1], np.int64))
-        total = self._op("ReduceSum", self._op("Mul", x, self._op("Unsqueeze", "mask", last)), tokens, keepdims=0)
+        # A product, not a ReduceSum: ONNX Runtime sums over a middle axis in another order when there is one row only,
+        # and a text would have another embedding alone than in a batch.
+        total = self._op("Squeeze", self._op("MatMul", self._op("Unsqueeze", "mask", tokens), x), tokens)
         count = self._op("ReduceSum", "mask", tokens, keepdims=1)
         floor = self._constant("floor", np.float32(1e-9))
         mean = self._op("Div", total, self._op("Max", count, floor))

@@ -4,58 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple
 
-_colours = ("#0b7285", "#ced4da", "#adb5bd", "#868e96", "#495057")
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 860, 360, 70, 56, 50
-_BAR, _GAP = 40, 6
-
-
-class Bar(Protocol):
-    """An outcome as far as the picture shows it."""
-
-    @property
-    def load(self) -> str: ...
-
-    @property
-    def policy(self) -> str: ...
-
-    @property
-    def goodput(self) -> float: ...
+_colours = ("#0b7285", "#dee2e6", "#ced4da", "#adb5bd", "#868e96")
+_WIDTH, _LEFT, _LEGEND, _PANEL, _BARS = 1000, 56, 40, 230, 150
+_BAR, _GAP = 26, 2
 
 
-def draw(outcomes: Sequence[Bar], peak: float) -> str:
-    """Goodput by load and policy, with a line at the engine's peak."""
-    floor = _HEIGHT - _BOTTOM
-    scale = (floor - _TOP) / peak
+class Panel(NamedTuple):
+    """Bars of one quantity by load and policy: `top` is where a line is drawn, `form` how a value is written."""
+
+    title: str
+    bars: Sequence[tuple[str, str, float]]
+    top: float
+    form: str
+
+
+def draw(panels: Sequence[Panel]) -> str:
+    """The panels one below the other, with one legend."""
+    height = _LEGEND + _PANEL * len(panels)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        f'<line x1="{_LEFT}" y1="{_TOP}" x2="{_WIDTH - 10}" y2="{_TOP}" stroke="#e03131" stroke-dasharray="4 4"/>',
-        _text(_LEFT - 6, _TOP + 4, f"{peak:,.0f}", "end"),
-        _text(_LEFT - 6, floor + 4, "0", "end"),
-        _text(_WIDTH - 10, _TOP - 6, "the engine's peak", "end"),
-        f'<line x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - 10}" y2="{floor}" stroke="#343a40"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
-    left = _LEFT + 20
-    for load, bars in groupby(outcomes, key=lambda outcome: outcome.load):
-        group = list(bars)
-        width = len(group) * (_BAR + _GAP) - _GAP
-        for place, (bar, colour) in enumerate(zip(group, _colours, strict=False)):
-            x, height = left + place * (_BAR + _GAP), bar.goodput * scale
-            parts.append(
-                f'<rect x="{x}" y="{floor - height:.1f}" width="{_BAR}" height="{height:.1f}" fill="{colour}"/>'
-            )
-            parts.append(_text(x + _BAR / 2, floor - height - 4, f"{bar.goodput:,.0f}", "middle", size=10))
-        parts.append(_text(left + width / 2, floor + 20, load, "middle"))
-        left += width + 32
-    names = list(dict.fromkeys(outcome.policy for outcome in outcomes))
+    names = list(dict.fromkeys(policy for panel in panels for _, policy, _ in panel.bars))
     for place, (name, colour) in enumerate(zip(names, _colours, strict=False)):
-        x = _LEFT + 20 + place * 110
+        x = _LEFT + place * 120
         parts.append(f'<rect x="{x}" y="12" width="12" height="12" fill="{colour}"/>')
         parts.append(_text(x + 18, 22, name, "start"))
-    parts += [_text(_LEFT + 20, _HEIGHT - 8, "answers in time per second, by arrivals", "start"), "</svg>"]
-    return "\n".join(parts) + "\n"
+    for number, panel in enumerate(panels):
+        parts += _panel(panel, _LEGEND + number * _PANEL)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _panel(panel: Panel, above: int) -> list[str]:
+    top = above + 44
+    floor = top + _BARS
+    parts = [
+        _text(_LEFT, above + 16, panel.title, "start"),
+        f'<line x1="{_LEFT}" y1="{top}" x2="{_WIDTH - 10}" y2="{top}" stroke="#e03131" stroke-dasharray="4 4"/>',
+        _text(_LEFT - 6, top + 4, panel.form.format(panel.top), "end"),
+        _text(_LEFT - 6, floor + 4, "0", "end"),
+        f'<line x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - 10}" y2="{floor}" stroke="#343a40"/>',
+    ]
+    left = _LEFT + 8
+    for load, group in groupby(panel.bars, key=lambda bar: bar[0]):
+        bars = list(group)
+        width = len(bars) * (_BAR + _GAP) - _GAP
+        for place, ((_, _, value), colour) in enumerate(zip(bars, _colours, strict=False)):
+            x, tall = left + place * (_BAR + _GAP), value * _BARS / panel.top
+            parts.append(f'<rect x="{x}" y="{floor - tall:.1f}" width="{_BAR}" height="{tall:.1f}" fill="{colour}"/>')
+            parts.append(_text(x + _BAR / 2, floor - tall - 4, panel.form.format(value), "middle", size=9))
+        parts.append(_text(left + width / 2, floor + 18, load, "middle"))
+        left += width + 18
+    return parts
 
 
 def _text(x: float, y: float, text: str, anchor: str, *, size: int = 12) -> str:

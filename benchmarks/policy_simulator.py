@@ -1,11 +1,14 @@
 """Batching policies against each other on a virtual clock.
 
-    python -m benchmarks.policy_simulator [--seconds N] [--objective-ms N] [--svg PATH]
+    python -m benchmarks.policy_simulator [--seconds N] [--objective-ms N] [--grid] [--uninformed] [--svg PATH]
 
-Ours is the worker's own policy and queue; beside it stand what other servers do: every request alone, a fixed delay,
-and a batch size found by additive increase and multiplicative decrease. The engine is imaginary: a batch takes a fixed
-time and a little more per row, with some jitter, as a device does. Requests arrive at a Poisson rate, in bursts, or
-half again as fast as the engine can go. What counts is goodput: answers within the objective per second.
+Ours is the worker's own policy and queue; beside it stand what other servers do (`benchmarks.batching_policies`). The
+engine is imaginary: a batch takes a fixed time and a little more per row, with some jitter, as a device does. Requests
+arrive at a Poisson rate, in bursts, or faster than the engine can go. What counts is goodput: answers within the
+objective per second. Of every run the first second does not count: all of them learn in it.
+
+`--grid` sets ours against the best of the others in each of 108 cells: three devices, three objectives, six loads, and
+batches of which 1 % take twice as long.
 """
 
 from __future__ import annotations
@@ -14,44 +17,23 @@ import argparse
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from benchmarks.batching_policies import Batching, Device, Run, policies
 from benchmarks.harness import percentile, print_table, write_results
-from benchmarks.policy_chart import draw
+from benchmarks.policy_chart import Panel, draw
 from contracts.adapters.kafka import Partition
-from contracts.serving_specs import BatchingSpec
 from workers.draining.claim import Claim
-from workers.ingest.batch_queue import BatchQueue
 from workers.ingest.delivery import Delivery, Origin
-from workers.ingest.policy import DEPTH, Cut, Engine, Policy, Wait
 
+WARM_UP_SECONDS = 1.0
 _claim = Claim(Partition("simulated", 0), 0)
-
-
-class Device(NamedTuple):
-    """How long a batch takes: `fixed` seconds and `per_row` for each row, with a relative `jitter`."""
-
-    fixed: float = 0.008
-    per_row: float = 0.0001
-    jitter: float = 0.03
-    max_rows: int = 64
-
-    def seconds_on_average(self, rows: int) -> float:
-        return self.fixed + self.per_row * rows
-
-    def seconds(self, rows: int, dice: random.Random) -> float:
-        return self.seconds_on_average(rows) * max(0.5, dice.gauss(1.0, self.jitter))
-
-    @property
-    def peak(self) -> float:
-        """Rows per second in the largest batches."""
-        return self.max_rows / self.seconds_on_average(self.max_rows)
 
 
 class Load(NamedTuple):
@@ -73,135 +55,17 @@ class Load(NamedTuple):
         return times
 
 
-LOADS = (Load("poisson 80 %", 0.8), Load("bursty 70 %", 0.7, 4.0), Load("overload 150 %", 1.5))
-
-
-class Batching(Protocol):
-    """A policy under test. Times are virtual seconds."""
-
-    name: str
-
-    def put(self, request: Delivery) -> None:
-        """A request arrives."""
-
-    def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
-        """A batch to launch (it may be empty when all were refused), when to ask again, or None for nothing."""
-
-    def expected(self, rows: int) -> float:
-        """Seconds that a batch is expected to take."""
-
-    def done(self, now: float, batch: list[Delivery], seconds: float) -> None:
-        """A batch took the engine `seconds`."""
-
-
-class Ours:
-    """The worker's policy and queue."""
-
-    name = "headrace"
-
-    def __init__(self, device: Device, objective: float) -> None:
-        self._policy = Policy(BatchingSpec(max_batch_size=device.max_rows, slo_ms=objective * 1000))
-        self._queue = BatchQueue()
-        self.reasons: dict[str, int] = {}
-
-    def put(self, request: Delivery) -> None:
-        self._policy.arrived(request.taken, request.rows)
-        self._queue.put(request)
-
-    def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
-        if not self._queue:
-            return None
-        engine = Engine(in_hand, engine_wait)
-        decision = self._policy.decide(now, self._queue.waiting(None), engine)
-        if isinstance(decision, Wait) and self._queue.refuse(None, decision.hopeless):
-            decision = self._policy.decide(now, self._queue.waiting(None), engine)
-        if isinstance(decision, Cut):
-            self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
-            return self._queue.take(None, decision.rows, now, decision.hopeless)[0]
-        return decision.until if isinstance(decision, Wait) else None
-
-    def expected(self, rows: int) -> float:
-        return self._policy.table.mean(rows)
-
-    def done(self, now: float, batch: list[Delivery], seconds: float) -> None:
-        self._policy.finished(now, len(batch), seconds)
-        self._policy.answered(now, len(batch), sum(request.deadline < now for request in batch))
-
-
-class _FirstInFirstOut:
-    """What the others share: a queue in order of arrival.
-
-    Requests that cannot be in time any more are thrown away when they would be taken. For that they are told what the
-    device takes for a batch of that size, which ours has to find out.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._waiting: deque[Delivery] = deque()
-
-    def put(self, request: Delivery) -> None:
-        self._waiting.append(request)
-
-    def _take(self, now: float, wait: float, most: int) -> list[Delivery]:
-        batch: list[Delivery] = []
-        done = now + wait + self.expected(min(most, len(self._waiting)))
-        while self._waiting and len(batch) < most:
-            request = self._waiting.popleft()
-            if request.deadline > done:
-                batch.append(request)
-        return batch
-
-    def expected(self, rows: int) -> float:
-        return self._device.seconds_on_average(rows)
-
-    def done(self, now: float, batch: list[Delivery], seconds: float) -> None:
-        pass
-
-
-class FixedDelay(_FirstInFirstOut):
-    """Wait for a full batch or until the oldest request has waited `delay`."""
-
-    def __init__(self, device: Device, delay: float) -> None:
-        super().__init__(device)
-        self._rows, self._delay = device.max_rows, delay
-        self.name = f"delay {delay * 1000:.0f} ms"
-
-    def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
-        if not self._waiting or in_hand >= DEPTH:
-            return None
-        until = self._waiting[0].taken + self._delay
-        if len(self._waiting) < self._rows and now < until:
-            return until
-        return self._take(now, engine_wait, self._rows)
-
-
-class OneByOne(_FirstInFirstOut):
-    """No batching."""
-
-    name = "batch 1"
-
-    def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
-        return self._take(now, engine_wait, 1) if self._waiting and in_hand < DEPTH else None
-
-
-class Aimd(_FirstInFirstOut):
-    """The largest batch grows by two rows while batches take less than the objective, else shrinks by a tenth."""
-
-    name = "AIMD"
-
-    def __init__(self, device: Device, objective: float) -> None:
-        super().__init__(device)
-        self._most, self._rows, self._objective = device.max_rows, 1.0, objective
-
-    def next(self, now: float, in_hand: int, engine_wait: float) -> list[Delivery] | float | None:
-        # With a second batch in hand its estimate would contain the wait behind the first: one at a time.
-        return self._take(now, engine_wait, int(self._rows)) if self._waiting and in_hand < 1 else None
-
-    def done(self, now: float, batch: list[Delivery], seconds: float) -> None:
-        if seconds > self._objective:  # of the computing alone, as it was published; waiting is not in it
-            self._rows = max(1.0, self._rows * 0.9)
-        elif len(batch) >= int(self._rows):
-            self._rows = min(self._most, self._rows + 2)
+LOADS = (
+    Load("poisson 80 %", 0.8),
+    Load("poisson 95 %", 0.95),
+    Load("bursty 70 %", 0.7, 4.0),
+    Load("bursty 90 %", 0.9, 4.0),
+    Load("overload 150 %", 1.5),
+    Load("overload 200 %", 2.0),
+)
+DEVICES = (Device(), Device(0.002, 0.0003), Device(0.020, 0.00005))
+TAILS = (0.0, 0.01)
+OBJECTIVES = (0.030, 0.050, 0.100)
 
 
 @dataclass
@@ -220,27 +84,25 @@ class Outcome:
     def goodput(self) -> float:
         return self.in_time / self.seconds
 
+    @property
+    def late(self) -> float:
+        """The share of the answers that came after the objective."""
+        return 1 - self.in_time / max(1, len(self.latencies))
+
+    def latency_ms(self, share: float) -> float:
+        """A percentile of the answers' latencies."""
+        return percentile(np.array(self.latencies) * 1000, share)
+
     def row(self) -> dict[str, object]:
-        answered = np.array(self.latencies) * 1000
         return {
             "load": self.load,
             "policy": self.policy,
             "goodput_per_s": round(self.goodput),
-            "p50_ms": percentile(answered, 50),
-            "p99_ms": percentile(answered, 99),
+            "p50_ms": self.latency_ms(50),
+            "p99_ms": self.latency_ms(99),
+            "late_percent": 100 * self.late,
             "mean_batch": float(np.mean(self.batches)) if self.batches else 0.0,
         }
-
-
-def policies(device: Device, objective: float) -> list[Batching]:
-    """Fresh policies, ours first."""
-    return [
-        Ours(device, objective),
-        OneByOne(device),
-        FixedDelay(device, 0.005),
-        FixedDelay(device, 0.010),
-        Aimd(device, objective),
-    ]
 
 
 class Simulation:
@@ -249,15 +111,16 @@ class Simulation:
     def __init__(self, policy: Batching, load: Load, device: Device, objective: float, seed: int = 1) -> None:
         self._policy, self._device, self._objective = policy, device, objective
         self._load, self._dice, self._seed = load, random.Random(seed + 1), seed
-        self._running: deque[tuple[list[Delivery], float]] = deque()
+        self._running: deque[Run] = deque()
         self._free_at = 0.0
         self._events: list[tuple[float, int, str]] = []
         self._numbers = count()
 
     def run(self, seconds: float) -> Outcome:
-        """Run for so many virtual seconds of arrivals, and until the last one is answered."""
+        """Run for so many virtual seconds of arrivals after the first, and until the last one is answered."""
         outcome = Outcome(self._policy.name, self._load.name, seconds)
-        arrivals: Iterator[float] = iter(self._load.arrivals(self._device, seconds, random.Random(self._seed)))
+        ends, dice = WARM_UP_SECONDS + seconds, random.Random(self._seed)
+        arrivals: Iterator[float] = iter(self._load.arrivals(self._device, ends, dice))
         upcoming = next(arrivals, None)
         while upcoming is not None or self._events:
             if upcoming is not None and (not self._events or upcoming <= self._events[0][0]):
@@ -276,8 +139,7 @@ class Simulation:
 
     def _launch(self, now: float, outcome: Outcome) -> None:
         while True:
-            wait = self._expected_wait(now)
-            answer = self._policy.next(now, len(self._running), wait)
+            answer = self._policy.next(now, len(self._running), self._expected_wait(now))
             if answer is None:
                 return
             if isinstance(answer, float):
@@ -287,27 +149,25 @@ class Simulation:
                 continue
             outcome.batches.append(len(answer))
             outcome.launched_late += sum(request.deadline < now for request in answer)
-            seconds = self._device.seconds(len(answer), self._dice)
-            self._free_at = max(now, self._free_at) + seconds
-            self._running.append((answer, seconds))
-            for request in answer:
-                request.launched = now
+            begins = max(now + self._device.handover, self._free_at)
+            run = Run(answer, now, not self._running, begins, self._device.seconds(len(answer), self._dice))
+            self._free_at = begins + run.seconds
+            self._running.append(run)
             self._at(self._free_at, "done")
 
     def _expected_wait(self, now: float) -> float:
         """What a worker would expect: the mean for what runs, counted from when it began."""
         if not self._running:
             return 0.0
-        batch = self._running[0][0]
-        began = self._free_at - sum(seconds for _, seconds in self._running)
-        return max(0.0, began + self._policy.expected(len(batch)) - now)
+        return self._running[0].begins - now + sum(self._policy.expected(len(run.batch)) for run in self._running)
 
     def _finish(self, now: float, outcome: Outcome) -> None:
-        batch, seconds = self._running.popleft()
-        for request in batch:
-            outcome.latencies.append(now - request.taken)
-            outcome.in_time += request.deadline >= now
-        self._policy.done(now, batch, seconds)
+        run = self._running.popleft()
+        for request in run.batch:
+            if request.taken >= WARM_UP_SECONDS:
+                outcome.latencies.append(now - request.taken)
+                outcome.in_time += request.deadline >= now
+        self._policy.done(now, run)
 
 
 def _request(now: float, deadline: float) -> Delivery:
@@ -316,11 +176,63 @@ def _request(now: float, deadline: float) -> Delivery:
 
 
 def compare(
-    load: Load, *, seconds: float = 20.0, objective: float = 0.050, device: Device | None = None, seed: int = 1
+    load: Load,
+    *,
+    seconds: float = 20.0,
+    objective: float = 0.050,
+    device: Device | None = None,
+    is_informed: bool = True,
+    seed: int = 1,
 ) -> list[Outcome]:
     """All policies under one load, ours first."""
     device = device or Device()
-    return [Simulation(policy, load, device, objective, seed).run(seconds) for policy in policies(device, objective)]
+    contenders = policies(device, objective, is_informed=is_informed)
+    return [Simulation(policy, load, device, objective, seed).run(seconds) for policy in contenders]
+
+
+class Cell(NamedTuple):
+    """Ours against the best that any of the others achieves: at least as much in time, and how long answers take."""
+
+    goodput: float
+    p50: float
+    p99: float
+    late: float
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Cell:
+        """Latencies are set against those of policies that answer hardly less than the best of the others."""
+        ours, *others = outcomes
+        most = max(other.goodput for other in others)
+        peers = [other for other in others if other.goodput >= 0.99 * most]
+        p50, p99 = (min(peer.latency_ms(share) for peer in peers) for share in (50, 99))
+        return cls(ours.goodput / most, ours.latency_ms(50) / p50, ours.latency_ms(99) / p99, ours.late)
+
+
+def grid(seconds: float, *, is_informed: bool = True) -> list[dict[str, object]]:
+    """A row for each cell."""
+    rows: list[dict[str, object]] = []
+    for shape in DEVICES:
+        for tail in TAILS:
+            device = shape._replace(tail=tail)
+            for objective in OBJECTIVES:
+                for load in LOADS:
+                    outcomes = compare(
+                        load, seconds=seconds, objective=objective, device=device, is_informed=is_informed
+                    )
+                    cell = Cell.of(outcomes)
+                    rows.append(
+                        {
+                            "device": f"{device.fixed * 1000:g} ms + {device.per_row * 1000:g}/row",
+                            "slow_percent": 100 * tail,
+                            "objective_ms": objective * 1000,
+                            "load": load.name,
+                            "goodput_ratio": cell.goodput,
+                            "p50_ratio": cell.p50,
+                            "p99_ratio": cell.p99,
+                            "late_percent": 100 * cell.late,
+                        }
+                    )
+    return rows
 
 
 def main() -> None:
@@ -328,25 +240,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Batching policies against each other on a virtual clock.")
     parser.add_argument("--seconds", type=float, default=20.0, help="virtual seconds per run")
     parser.add_argument("--objective-ms", type=float, default=50.0, help="the latency that counts as in time")
-    parser.add_argument("--svg", type=Path, help="draw the goodput into this file")
+    parser.add_argument("--grid", action="store_true", help="ours against the best of the others in every cell")
+    parser.add_argument("--uninformed", action="store_true", help="the others are not told what the device takes")
+    parser.add_argument("--svg", type=Path, help="draw the picture of the documentation into this file")
     arguments = parser.parse_args()
-    device = Device()
-    outcomes = [
-        outcome
-        for load in LOADS
-        for outcome in compare(load, seconds=arguments.seconds, objective=arguments.objective_ms / 1000)
-    ]
-    rows = [outcome.row() for outcome in outcomes]
-    alone = 1 / device.seconds_on_average(1)
+    device, is_informed = Device(), not arguments.uninformed
     print(
         f"engine: {device.fixed * 1000:g} ms and {device.per_row * 1e6:g} µs per row, {device.peak:,.0f} rows/s in "
-        f"batches of {device.max_rows}, {alone:,.0f} one by one; objective {arguments.objective_ms:g} ms"
+        f"batches of {device.max_rows}, {1 / device.seconds_on_average(1):,.0f} one by one"
     )
+    if arguments.grid:
+        rows = grid(arguments.seconds, is_informed=is_informed)
+    else:
+        rows = [
+            outcome.row()
+            for load in LOADS
+            for outcome in compare(
+                load, seconds=arguments.seconds, objective=arguments.objective_ms / 1000, is_informed=is_informed
+            )
+        ]
     print_table(rows)
     print(f"written: {write_results('policy', {'peak_per_s': device.peak, 'outcomes': rows})}")
     if arguments.svg:
-        arguments.svg.write_text(draw(outcomes, device.peak), encoding="utf-8")
+        arguments.svg.write_text(draw(_panels(device, arguments.seconds)), encoding="utf-8")
         print(f"drawn: {arguments.svg}")
+
+
+def _panels(device: Device, seconds: float) -> list[Panel]:
+    found = {
+        objective: [outcome for load in LOADS for outcome in compare(load, seconds=seconds, objective=objective)]
+        for objective in OBJECTIVES[:2]
+    }
+    panels = [
+        Panel(
+            f"answers within {objective * 1000:g} ms, per second",
+            [(outcome.load, outcome.policy, outcome.goodput) for outcome in outcomes],
+            device.peak,
+            "{:,.0f}",
+        )
+        for objective, outcomes in found.items()
+    ]
+    medians = [(each.load, each.policy, each.latency_ms(50)) for each in found[OBJECTIVES[1]]]
+    return [*panels, Panel("median latency in ms, 50 ms wanted", medians, 50.0, "{:.1f}")]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def no_pipelines(version: ModelVersion) -> spec.PipelineSpec:
 
 def signature_of_spec(model: ModelSpec) -> Signature:
     """What requests to a model bring and get."""
-    return Signature(model.request_inputs, model.outputs)
+    return Signature(model.request_inputs, model.outputs, model.streaming)
 
 
 def compile_plan(
@@ -108,7 +108,23 @@ def check_pipeline(
         is_fused=pipeline.fused,
         open_jobs=pipeline.limits.open_jobs,
     )
-    return Compiled(plan, tuple(faults))
+    return Compiled(plan, (*faults, *_collected(used, plan, signature_of)))
+
+
+def _collected(drafts: Sequence[Draft], plan: Plan, signature_of: SignatureOf) -> list[Fault]:
+    """Warnings of models that stream where nobody can take parts."""
+    found: list[Fault] = []
+    for draft in drafts:
+        signature = None if draft.model is None else signature_of(draft.model)
+        if signature is None or not signature.streams or (plan.tail is not None and plan.tail.node == draft.name):
+            continue
+        where = "it is asked for each row of a map" if draft.scope else "other steps or a join need what it answers"
+        text = f"{draft.model} streams, but here its parts are collected, since {where}; {_STREAMS_LAST}"
+        found.append(Fault(draft.path, text, is_warning=True))
+    return list(dict.fromkeys(found))  # the turns of a loop are one step of the spec
+
+
+_STREAMS_LAST = "callers get parts only from the last step, with nothing but reducers behind it"
 
 
 def describe(faults: Sequence[Fault], source: str, lines: Lines | None = None) -> str:

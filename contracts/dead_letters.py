@@ -62,6 +62,12 @@ class DeadLetter(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, bytes], ...]
     body: bytes
 
+    @property
+    def job(self) -> str:
+        """The job that it is a step of, by the id that its caller knows; "" when it is none."""
+        found = dict(self.headers)
+        return found.get("job", b"").decode(errors="replace") if found.get("step") else ""
+
 
 def dead_headers(
     own: Iterable[tuple[str, bytes]],
@@ -131,7 +137,8 @@ def _number(text: str) -> int:
 def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | None) -> list[tuple[str, bytes]]:
     """The headers under which a dead letter is sent again: its own id, a new count of attempts, a new time to live.
 
-    `ttl_ms` None keeps the time to live that the request was given first; `version` replaces the one that it names.
+    `ttl_ms` None keeps the time to live that the request was given first; `version` replaces the one that it names. A
+    step's job gets at least the time that the step gets.
     """
     first = dict(letter.headers).get("retry-ttl", b"")  # a retry carries only what was left of its time to live
     if ttl_ms is None and first.isdigit():
@@ -141,6 +148,8 @@ def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | No
     for name, value in letter.headers:
         if name in replaced or name.startswith("retry-"):
             continue
+        if name == "job-ttl" and ttl_ms is not None and value.isdigit():
+            value = b"%d" % max(ttl_ms, int(value))  # noqa: PLW2901 - what was left of it then says nothing now
         kept.append((name, b"%d" % version if name == "version" and version is not None else value))
     if ttl_ms is not None:
         kept.append(("ttl", b"%d" % ttl_ms))

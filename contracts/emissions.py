@@ -15,7 +15,13 @@ import msgspec
 
 from contracts import topics
 from contracts.advance import advance
-from contracts.codec import encode_headers, encode_response, encode_response_headers, encode_step
+from contracts.codec import (
+    encode_headers,
+    encode_response,
+    encode_response_headers,
+    encode_step,
+    encode_stream_headers,
+)
 from contracts.environment import put_failure
 from contracts.messages import (
     MAX_TTL_MS,
@@ -57,12 +63,13 @@ class Job(msgspec.Struct, frozen=True):
     priority: str = "normal"
     tenant: str = ""
     traceparent: str = ""
+    stream: bool = False
 
     @classmethod
     def of(cls, headers: RequestHeaders, plan: Plan) -> Job:
         """The job that a record with these headers belongs to."""
         job = headers.hop.job if headers.hop is not None else headers.id
-        return cls(job, plan, headers.reply, headers.priority, headers.tenant, headers.traceparent)
+        return cls(job, plan, headers.reply, headers.priority, headers.tenant, headers.traceparent, headers.stream)
 
 
 class Outbound(NamedTuple):
@@ -190,23 +197,29 @@ def _answer(job: Job, answer: Answer, prefix: str, ran: Ran | None) -> Outbound:
     status = Status.OK if answer.failure is None else answer.failure.status
     if reply is None:
         return Outbound("", None, body, [], b"", answer)
-    headers = encode_response_headers(job.id, status, reply.token)
+    if answer.run and status is Status.OK:
+        headers = encode_stream_headers(job.id, status, reply.token, index=answer.index, run=answer.run)
+    else:
+        headers = encode_response_headers(job.id, status, reply.token)
     partition = reply.partition if topics.is_replies(prefix, reply.topic) else None
     return Outbound(reply.topic, partition, body, headers, job.id.encode(), answer)
 
 
 def _answer_body(job: Job, answer: Answer, ran: Ran | None) -> bytes:
     model, version = job.plan.pipeline
-    receipt = ran.receipt if ran is not None else Receipt()
+    receipt = ran.whole if ran is not None else Receipt()
     if answer.failure is not None:
         text = answer.failure.message
         if answer.failure.step not in ("input", "output", ""):
             text = f"step {answer.failure.step}: {text}"
         detail = ErrorDetail(text[:_MAX_REASON], answer.failure.retryable)
-        return encode_response(ResponseBody(model, version, error=detail, receipt=receipt))
+        return encode_response(ResponseBody(model, version, error=detail, receipt=receipt, ran=ran))
     lists = {"skipped": answer.skipped, "missing": answer.missing}
     parameters: Parameters = {name: ",".join(steps) for name, steps in lists.items() if steps}
-    return encode_response(ResponseBody(model, version, answer.outputs, receipt=receipt, parameters=parameters))
+    body = ResponseBody(
+        model, version, answer.outputs, receipt=receipt, parameters=parameters, index=answer.index, ran=ran
+    )
+    return encode_response(body)
 
 
 def _hop(job: Job, step: str, branch: tuple[int, ...], left_ms: int | None = None) -> Hop:
@@ -222,6 +235,7 @@ def _headers(job: Job, name: str, ttl_ms: int, hop: Hop) -> RequestHeaders:
         tenant=job.tenant,
         traceparent=job.traceparent,
         hop=hop,
+        stream=job.stream,
     )
 
 

@@ -2,7 +2,8 @@
 
 Names are looked up like in a program: first the steps beside, then, from the body of a map or a loop, those around it;
 a nested pipeline sees only its own inputs. What a name stands for is a list of alternatives among the flat nodes: an
-output of a loop is that of its last turn that ran, an output of a cascade that of the last model asked.
+output of a loop is that of the last turn in which it was not skipped, an output of a cascade that of the last model
+asked.
 
     step of            becomes the nodes
     model, reduce      name

@@ -126,6 +126,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     `queued_us`: from the log's append to the worker taking it. `batched_us`: waiting for its batch. `computed_us`: from
     the batch's launch to its result. `returned_us` and `total_us` are the client's: the rest, and the whole as the
     caller saw it. `batch_rows`: rows in the batch; `cut`: why the batch was cut.
+
+    That of a pipeline's job has the first three as sums over the way to its answer, the rest of its last step.
     """
 
     worker: str = ""
@@ -140,12 +142,46 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     total_us: int = 0
 
 
+class Spent(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Where the time of several steps went, one after the other, in microseconds; as in a receipt."""
+
+    queued_us: int = 0
+    batched_us: int = 0
+    computed_us: int = 0
+
+
 class Ran(msgspec.Struct, frozen=True, gc=False):
-    """The step of a job that ended with this record, and where its time went."""
+    """The step of a job that ended with this record, and where its time went.
+
+    `before`: where that of the steps went which led to this one. Where branches met, it is that of the branch which
+    came last: the one that was waited for.
+    """
 
     step: str
     receipt: Receipt
     branch: tuple[int, ...] = ()
+    before: Spent = Spent()
+
+    @property
+    def spent(self) -> Spent:
+        """Where the time of the whole way so far went."""
+        own, before = self.receipt, self.before
+        return Spent(
+            before.queued_us + own.queued_us,
+            before.batched_us + own.batched_us,
+            before.computed_us + own.computed_us,
+        )
+
+    @property
+    def whole(self) -> Receipt:
+        """The receipt with the times of the whole way so far."""
+        queued, batched, computed = msgspec.structs.astuple(self.spent)
+        return msgspec.structs.replace(self.receipt, queued_us=queued, batched_us=batched, computed_us=computed)
+
+
+def ran_after(previous: Ran | None, step: str, receipt: Receipt, branch: tuple[int, ...]) -> Ran:
+    """A step that has ended, and the way to it: `previous` is the one that its request came from."""
+    return Ran(step, receipt, branch, Spent() if previous is None else previous.spent)
 
 
 class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -162,7 +198,7 @@ class RequestBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class ResponseBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A response's content: outputs, or an error."""
+    """A response's content: outputs, or an error. `ran`: of a job's end, the step that it came of."""
 
     model: str
     version: int
@@ -172,6 +208,7 @@ class ResponseBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     parameters: Parameters = {}
     index: int = 0
     final: bool = True
+    ran: Ran | None = None
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -163,6 +163,15 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return self.host is None and self.kind != "input"
 
 
+class Tail(NamedTuple):
+    """The end of a plan through which an answer can pass in parts: a model with nothing behind it but what is
+    evaluated at once, up to the answer. `outputs`: those of the job that are made of the model's.
+    """
+
+    node: str
+    outputs: frozenset[str]
+
+
 class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     """A compiled pipeline."""
 
@@ -220,6 +229,30 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def joins(self) -> tuple[Node, ...]:
         """The nodes that wait for parts."""
         return tuple(node for node in self.nodes if node.is_join)
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """Its linear tail; None when the answer is put together at a join, or behind a map."""
+        host = self.by_name[OUTPUT].host
+        while host is not None and self.by_name[host].kind == "reduce":
+            host = self.by_name[host].host
+        if host is None or self.by_name[host].kind != "model":
+            return None
+        behind, todo = {host}, list(self.hosted[host])
+        while todo:
+            node = todo.pop()
+            behind.add(node.name)
+            todo += self.hosted[node.name]
+            if node.kind not in ("reduce", "output"):
+                return None
+        if any(self.feeds[name] for name in behind):
+            return None
+        made = {
+            binding.name
+            for binding in self.by_name[OUTPUT].members[0].bindings
+            if any(isinstance(each, Source) and each.step in behind for each in binding.alternatives)
+        }
+        return Tail(host, frozenset(made))
 
     @cached_property
     def models(self) -> tuple[ModelVersion, ...]:
@@ -307,13 +340,16 @@ class Part(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """How the job ended: with outputs, or with a failure.
 
-    `skipped` names outputs whose every alternative was skipped; `missing` the branches that joins did without.
+    `skipped` names outputs whose every alternative was skipped; `missing` the branches that joins did without. An
+    answer that ends a stream says so by `run`, the name of the execution, and has `index` parts before it.
     """
 
     outputs: tuple[Tensor, ...] = ()
     failure: Failure | None = None
     skipped: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    index: int = 0
+    run: str = ""
 
 
 Emission = Ask | Part | Answer

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+import msgspec
+
 from contracts.plans import Answer, Ask, Constant, Emission, Env, Node, Part, Plan, Source
 from contracts.tensors import Tensor
 
@@ -58,7 +60,7 @@ def moved(emission: Emission, tensors: Mapping[int, Tensor]) -> Emission:
         return {key: tensors.get(id(tensor), tensor) for key, tensor in found.items()}
 
     if isinstance(emission, Answer):
-        return Answer(now(emission.outputs), emission.failure, emission.skipped, emission.missing)
+        return msgspec.structs.replace(emission, outputs=now(emission.outputs))
     if isinstance(emission, Part):
         one = emission
         return Part(one.join, one.branch, one.source, one.kind, env(one.env), one.failure, one.width)

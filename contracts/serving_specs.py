@@ -47,10 +47,10 @@ class BatchingSpec(Spec):
     """Sizes that the model is quick at, instead of the usual buckets 1, 2, 4, 8, 16, 24, 32, 48, …; the largest is the
     largest batch."""
     slo_ms: Annotated[float | None, Field(gt=0, le=3_600_000)] = None
-    """The latency that callers want, from taking a request to its result; sizes batches and allows a delay."""
+    """The latency that callers want, from taking a request to its result; says how large a batch need be at most."""
     max_batch_delay_ms: Annotated[float | None, Field(ge=0, le=60_000)] = None
-    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; 0 never waits.
-    By default 0, with an slo_ms a quarter of it and at most 10."""
+    """How long a batch may wait for more rows while the engine is free. A ceiling, never a fixed delay; by
+    default 0, which never waits."""
     max_queue_rows: Annotated[int | None, Field(ge=1)] = None
     """Rows queued in a worker, at most; by default eight times max_batch_size."""
     overflow: Literal["delay", "reject"] = "delay"
@@ -58,9 +58,18 @@ class BatchingSpec(Spec):
     order: Literal["none", "per_key"] = "none"
     """`per_key`: requests with the same record key run one after the other, in the order of the log."""
     padding: PaddingSpec = PaddingSpec()
+    batch_invariant: bool = False
+    """Compute every batch with max_batch_size rows, filled up where there are fewer: libraries choose how to compute by
+    the size of a batch, so only then does a row get the same result to the last bit whatever shared its batch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> BatchingSpec:
+        if self.batch_invariant and self.preferred_batch_sizes:
+            msg = "batch_invariant knows one size of batches, max_batch_size: leave out preferred_batch_sizes"
+            raise ValueError(msg)
+        if self.batch_invariant and self.padding.offsets:
+            msg = "padding.offsets and batch_invariant exclude each other: added rows would belong to no request"
+            raise ValueError(msg)
         if self.preferred_batch_sizes and max(self.preferred_batch_sizes) > self.max_batch_size:
             msg = f"preferred_batch_sizes go beyond max_batch_size {self.max_batch_size}; raise it or leave them out"
             raise ValueError(msg)
@@ -69,9 +78,7 @@ class BatchingSpec(Spec):
     @property
     def delay_seconds(self) -> float:
         """How long a batch may wait for more rows while the engine is free."""
-        if self.max_batch_delay_ms is not None:
-            return self.max_batch_delay_ms / 1000
-        return min(self.slo_ms / 4, 10.0) / 1000 if self.slo_ms is not None else 0.0
+        return (self.max_batch_delay_ms or 0.0) / 1000
 
 
 class SequencesSpec(Spec):
@@ -81,3 +88,28 @@ class SequencesSpec(Spec):
     """Sequences that one worker keeps at a time; one more is answered OVERLOADED."""
     idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """A sequence without a step for so long is forgotten."""
+
+
+class OnnxSpec(Spec):
+    """How ONNX Runtime runs a graph."""
+
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Which execution provider. `auto` is CUDA on a GPU and the CPU elsewhere; `tensorrt` is TensorRT where it is
+    installed, else CUDA."""
+    fp16: bool = False
+    """Whether TensorRT may compute in half precision."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OnnxSpec:
+        if self.fp16 and self.provider != "tensorrt":
+            msg = "fp16 is TensorRT's: write provider: tensorrt, or export the graph in half precision"
+            raise ValueError(msg)
+        return self
+
+
+class TorchSpec(Spec):
+    """How torch runs a program on a GPU."""
+
+    graphs: bool = True
+    """Whether batches of the padded sizes (padding.batch) are captured as CUDA graphs. A graph repeats what the first
+    run did: turn it off for modules whose Python code decides by values, counts, or draws numbers itself."""

@@ -87,6 +87,9 @@ class RedisSettings(Group):
     """First part of every key."""
     pool: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = "default"
     """The device pool that this process belongs to."""
+    plan_seconds: Annotated[float, Field(gt=0)] = 86_400.0
+    """A compiled pipeline is kept for so long after the last submitter with it has gone; at least four times the
+    longest time to live of its jobs."""
 
 
 class LeaseSettings(Group):

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
-from contracts.serving_specs import BatchingSpec, SequencesSpec, Spec
+from contracts.serving_specs import BatchingSpec, OnnxSpec, SequencesSpec, Spec, TorchSpec
 from contracts.tensors import BYTES, DATATYPES
 from contracts.topics import collides
 from contracts.yaml_lines import load
@@ -110,12 +110,17 @@ class ModelSpec(Spec):
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
     batching: BatchingSpec = BatchingSpec()
     streaming: bool = False
-    """Whether the model yields its answer in parts. Each request then has one row. python backend only."""
+    """Whether the model yields its answer in parts. Each request then has one row. Backend python, or torch with a
+    handler."""
     sequences: SequencesSpec | None = None
     """For models that keep a state from step to step of a sequence. Each request then is a step and has one row. python
     backend only."""
     nan: Literal["allow", "reject"] = "allow"
     """Whether NaN and infinity in floating-point inputs are passed on or answered INVALID."""
+    onnx: OnnxSpec = OnnxSpec()
+    """Options of the onnx backend."""
+    torch: TorchSpec = TorchSpec()
+    """Options of the torch backend."""
     slot_mib: Annotated[float | None, Field(gt=0, le=4096)] = None
     """Room for one batch's inputs and outputs in shared memory; by default computed from the shapes."""
 
@@ -134,6 +139,10 @@ class ModelSpec(Spec):
         if self.handler and self.backend == "onnx":
             msg = "handler belongs to the python and torch backends"
             raise ValueError(msg)
+        for kind, is_default in (("onnx", self.onnx == OnnxSpec()), ("torch", self.torch == TorchSpec())):
+            if not is_default and self.backend != kind:
+                msg = f"{kind}: belongs to the {kind} backend"
+                raise ValueError(msg)
         self._check_streaming()
         if "/" in self.artefact or self.artefact.startswith("."):
             msg = "artefact must be a file in the version's own folder"
@@ -143,15 +152,21 @@ class ModelSpec(Spec):
     def _check_streaming(self) -> None:
         if not self.streaming and self.sequences is None:
             return
+        if self.streaming and self.sequences is not None:
+            msg = "streaming and sequences exclude each other"
+            raise ValueError(msg)
         what = "streaming" if self.streaming else "sequences"
-        if self.backend != "python":
-            msg = f"{what} belongs to the python backend"
+        if self.backend not in (("python", "torch") if self.streaming else ("python",)):
+            msg = f"{what} does not go with the {self.backend} backend"
+            raise ValueError(msg)
+        if self.backend == "torch" and not self.handler:
+            msg = "streaming with the torch backend needs a handler: only a declared module can yield"
+            raise ValueError(msg)
+        if self.batching.batch_invariant:
+            msg = f"batch_invariant and {what} exclude each other: added rows would belong to nobody"
             raise ValueError(msg)
         if self.max_request_rows > 1:
             msg = f"a request of a model with {what} has one row: leave out max_request_rows"
-            raise ValueError(msg)
-        if self.streaming and self.sequences is not None:
-            msg = "streaming and sequences exclude each other"
             raise ValueError(msg)
 
     @property

@@ -19,10 +19,11 @@ from contracts.specs import TensorSpec
 
 
 class Signature(NamedTuple):
-    """The tensors that a model takes and returns."""
+    """The tensors that a model takes and returns, and whether it returns them in parts."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    streams: bool = False
 
 
 class Types:

@@ -124,7 +124,7 @@ class InferenceClient(LastingCalls):
             prefix=kafka.prefix,
             refresh_seconds=settings.client.refresh_seconds,
             longest_run=settings.client.run_records,
-            store=PlanStore(self._redis),
+            store=PlanStore(self._redis, keep_seconds=settings.redis.plan_seconds),
         )
         self._plans = self._directory.plans
         sender = Sender(self._launch, self._abandon, self.withdraw, self._next_id)
@@ -331,7 +331,7 @@ class InferenceClient(LastingCalls):
     ) -> Outgoing:
         if isinstance(plan, PipelinePlan):
             return plan.outgoing(headers, body, lambda partitioner: self._partition(partitioner, key, now))
-        topic, partitioner = plan.place(priority)
+        topic, partitioner = (plan.topic, plan.partitioner) if priority == "normal" else plan.place(priority)
         return Outgoing(topic, self._partition(partitioner, key, now), body, headers)
 
     def _partition(self, partitioner: Partitioner, key: str | bytes | None, now: float) -> int:

@@ -107,9 +107,9 @@ class Directory:
             plans_due += self._refresh_seconds
             try:
                 await self._refresh()
-                if self._store is not None and plans_due >= self._store.refresh_seconds:
+                if self._store is not None and plans_due >= self._store.keep_seconds:
                     plans_due = 0.0
-                    await self._refresh_plans(self._store)
+                    await self._keep_plans(self._store)
                 await self._follow_lanes()
                 if growth_due >= _GROWTH_SECONDS:
                     growth_due = 0.0
@@ -220,11 +220,11 @@ class Directory:
             for topic, partitioner in plan.topics.items():
                 partitioner.grow(await self._kafka.partitions(topic))
 
-    async def _refresh_plans(self, store: PlanStore) -> None:
-        """What this client submits with must not run out while jobs are on their way."""
+    async def _keep_plans(self, store: PlanStore) -> None:
+        """What this client submits with must not run out while jobs are on their way, nor be lost for long."""
         for plan in list(self._by_key.values()):
             if isinstance(plan, PipelinePlan):
-                await store.put(plan.plan.digest, plan.plan.encoded)
+                await store.keep(plan.plan.digest, plan.plan.encoded)
 
 
 def _split(model: str, version: int | None) -> tuple[str, int | None]:

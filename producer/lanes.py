@@ -91,7 +91,9 @@ class Lanes:
         is_sent = False
         try:
             while records := _next_batch(waiters):
-                await self._producer.publish_many(lane.topic, lane.partition, records, timeout_seconds=None)
+                await self._producer.publish_many(
+                    lane.topic, lane.partition, records, timeout_seconds=None, is_lone=len(self._lanes) == 1
+                )
                 is_sent = True
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
             ack.set_exception(exc if isinstance(exc, HeadraceError) else TransportError(f"publishing failed: {exc!r}"))

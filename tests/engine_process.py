@@ -59,10 +59,11 @@ class EngineProcess:
         environment: dict[str, str] | None = None,
         digest: str = "",
         allow_code: bool = True,
+        patience: float = 20.0,
     ) -> None:
         self.specs = [spec_in(folder) for folder in folders]
         self._folders, self._threads = folders, threads
-        self._digest, self._allow_code = digest, allow_code
+        self._digest, self._allow_code, self._patience = digest, allow_code, patience
         # Not the test's own folder: a socket's path may not be longer than 107 bytes.
         self._run_dir = tempfile.TemporaryDirectory(prefix="hr-")
         self.run_dir = Path(self._run_dir.name)
@@ -116,20 +117,26 @@ class EngineProcess:
                 env=environment,
             )
         self._link, _ = self._listener.accept()
-        self._link.settimeout(20)
+        self._link.settimeout(self._patience)
         self._messages = self._received(self._link)
         hello = self.receive()
         assert isinstance(hello, Hello)
         return hello
 
-    def start(self, timed: tuple[int, ...] = ()) -> Ready | LoadFailed:
-        """Start the process and let it load, and measure batches of the sizes in `timed`."""
+    def start(self, timed: tuple[int, ...] = (), buckets: tuple[int, ...] = ()) -> Ready | LoadFailed:
+        """Start the process and let it load, measure batches of the sizes in `timed`, make graphs for `buckets`."""
         self.spawn()
         self.send(
             Load(
                 models=tuple(
                     ModelToLoad(
-                        str(spec.key), spec.model_dump_json(), str(folder), self._digest, self._allow_code, timed
+                        str(spec.key),
+                        spec.model_dump_json(),
+                        str(folder),
+                        self._digest,
+                        self._allow_code,
+                        timed,
+                        buckets,
                     )
                     for spec, folder in zip(self.specs, self._folders, strict=True)
                 ),

@@ -51,7 +51,7 @@ class ModelToLoad(msgspec.Struct, frozen=True):
 
     `digest` is what their digest was when the version was registered, empty when it was not taken. `allow_code` is the
     deployment's word, without which nothing of the version may run that is code. Batches of the sizes in `timed` are to
-    be measured before the first request.
+    be measured before the first request; `buckets` are those that a padded batch may have.
     """
 
     key: str
@@ -60,6 +60,7 @@ class ModelToLoad(msgspec.Struct, frozen=True):
     digest: str = ""
     allow_code: bool = False
     timed: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -83,12 +84,13 @@ class Timing(msgspec.Struct, frozen=True):
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """All models are loaded and warm. `device` says where they really run, for receipts; `timings` what was measured of
-    each model, in the order of Load.
+    each model, in the order of Load. `graphs` are how many graphs each model has, and how many could not be made.
     """
 
     device: str
     load_seconds: float
     timings: tuple[tuple[Timing, ...], ...] = ()
+    graphs: tuple[tuple[int, int], ...] = ()
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

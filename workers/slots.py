@@ -71,7 +71,8 @@ class SlotFile:
     def __init__(self, path: Path, mapped: mmap.mmap, count: int, input_bytes: int, output_bytes: int) -> None:
         self.path = path
         self.count, self.input_bytes, self.output_bytes = count, input_bytes, output_bytes
-        view, stride = memoryview(mapped), input_bytes + output_bytes
+        self.memory = view = memoryview(mapped)
+        stride = input_bytes + output_bytes
         self._inputs = [view[slot * stride : slot * stride + input_bytes] for slot in range(count)]
         self._outputs = [view[slot * stride + input_bytes : (slot + 1) * stride] for slot in range(count)]
 
@@ -120,6 +121,7 @@ class SlotFile:
         """
         self._inputs.clear()
         self._outputs.clear()
+        self.memory = memoryview(b"")
 
 
 class SlotPool:

@@ -86,7 +86,7 @@ class Journal:
     # --- not waited for -----------------------------------------------------------------------------------------------
 
     def launched(self, slot: int, runs: Iterable[tuple[str, int, int]]) -> None:
-        """A batch goes into a slot: `topic/partition` with first and last offset, each. Call it before it is sent."""
+        """A batch is in a slot: `topic/partition` with first and last offset, each. Call it when it is sent."""
         if self._channel is not None:
             self._slots.add(slot)
             held = ";".join([f"{name}:{first}-{last}" for name, first, last in runs])

@@ -174,7 +174,7 @@ async def _read(settings: HeadraceSettings, model: str, reason: str, since: str)
 def _find(letters: list[DeadLetter], which: str, model: str) -> DeadLetter:
     """The newest letter with that id, or the one at that offset. Raises ConfigurationError."""
     for letter in reversed(letters):
-        if which == letter.request_id:
+        if which in (letter.request_id, letter.job):
             return letter
     for letter in letters:
         if which == str(letter.offset):

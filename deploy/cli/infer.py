@@ -1,10 +1,10 @@
-"""`headrace infer`: one request from the shell, through everything that a program's request goes through."""
+"""`headrace infer`: requests from the shell, through everything that a program's requests go through."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 _INBOX = {"name": "cli", "partitions": 16}
 
 
-def infer(
+def infer(  # noqa: PLR0913 - each is an option
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL[@VERSION]", help="A model or a pipeline; without a version the route decides."),
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", metavar="NAME=@FILE|NAME=JSON", help="One input, rows first. Repeatable."),
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="NAME=@FILE|NAME=JSON",
+            help="One input, rows first. Repeatable; of a pattern or of one name several times, rows behind rows.",
+        ),
     ] = None,
     input_json: Annotated[
         str, typer.Option("--input-json", metavar="FILE|-", help="All inputs as JSON, from a file or standard input.")
@@ -41,26 +46,48 @@ def infer(
     priority: Annotated[Priority, typer.Option("--priority", help="Who goes first while others wait.")] = "normal",
     data: Data = None,
     *,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="Write the outputs to a file: JSON, a line a request.")
+    ] = "",
+    per_row: Annotated[bool, typer.Option("--per-row", help="Ask for each row by itself, many at a time.")] = False,
+    in_flight: Annotated[
+        int, typer.Option("--in-flight", metavar="N", min=1, help="With --per-row: how many at a time.")
+    ] = 16,
     stream: Annotated[bool, typer.Option("--stream", help="Print the parts of the answer as they come.")] = False,
     json: AsJson = False,
 ) -> None:
     """Ask a model or a pipeline, and print what it answers.
 
     Behind the outputs stands where the time went. JSON inputs have the form of the Open Inference Protocol, or map
-    names to nested lists.
+    names to nested lists. With --per-row each row is a request, and its answer is printed in its turn.
     """
     from deploy.cli import connection
 
     if bool(inputs) == bool(input_json):
         msg = "give the inputs either as --input NAME=VALUE (once for each) or as --input-json FILE"
         raise ConfigurationError(msg)
+    if stream and (per_row or output):
+        msg = "--stream prints one answer as it comes; leave out --per-row and --output"
+        raise ConfigurationError(msg)
     text = _read(input_json) if input_json else ""
-    settings = connection.load(data)
+    asking = _Asking(connection.load(data), model, inputs or [], text, ttl, priority)
     if stream:
-        connection.run(_stream(settings, model, inputs or [], text, ttl, priority, as_json=json))
+        connection.run(_stream(asking, as_json=json))
+    elif per_row:
+        connection.run(_rows(asking, in_flight, output=output, as_json=json))
     else:
-        response, is_chained = connection.run(_infer(settings, model, inputs or [], text, ttl, priority))
-        _show(response, is_chained=is_chained, as_json=json)
+        _one(asking, output=output, as_json=json)
+
+
+class _Asking(NamedTuple):
+    """What was typed."""
+
+    settings: HeadraceSettings
+    model: str
+    inputs: list[str]
+    text: str
+    ttl: float
+    priority: Priority
 
 
 def _read(name: str) -> str:
@@ -71,49 +98,60 @@ def _read(name: str) -> str:
         raise ConfigurationError(msg) from exc
 
 
-async def _infer(
-    settings: HeadraceSettings, model: str, inputs: list[str], text: str, ttl: float, priority: Priority
-) -> tuple[Response, bool]:
+def _one(asking: _Asking, *, output: str, as_json: bool) -> None:
+    from deploy.cli import connection
+    from deploy.cli.outputs_file import OutputsFile
+
+    with OutputsFile(output) as file:
+        response, is_chained = connection.run(_infer(asking))
+        file.add(response)
+    _show(response, is_chained=is_chained, as_json=as_json)
+
+
+async def _infer(asking: _Asking) -> tuple[Response, bool]:
     """The answer, and whether it came out of several requests."""
-    spec, arrays, parameters = await _question(settings, model, inputs, text)
+    spec, arrays, parameters = await _question(asking)
     async with _client() as client:
         response = await client.infer(
-            str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, priority=priority, raise_on_error=False
+            str(spec.key),
+            arrays,
+            parameters=parameters,
+            ttl_seconds=asking.ttl,
+            priority=asking.priority,
+            raise_on_error=False,
         )
     return response, _is_chained(spec)
 
 
-async def _stream(
-    settings: HeadraceSettings,
-    model: str,
-    inputs: list[str],
-    text: str,
-    ttl: float,
-    priority: Priority,
-    *,
-    as_json: bool,
-) -> None:
-    spec, arrays, parameters = await _question(settings, model, inputs, text)
+async def _rows(asking: _Asking, in_flight: int, *, output: str, as_json: bool) -> None:
+    from deploy.cli.per_row import Sending, ask_rows, rows_of
+
+    spec, arrays, parameters = await _question(asking)
+    rows, sending = rows_of(arrays), Sending(parameters, asking.ttl, asking.priority, in_flight)
+    async with _client() as client:
+        await ask_rows(client, spec.key, rows, sending, output=output, as_json=as_json)
+
+
+async def _stream(asking: _Asking, *, as_json: bool) -> None:
+    spec, arrays, parameters = await _question(asking)
     async with _client() as client:
         try:
             async for part in client.stream(
-                str(spec.key), arrays, parameters=parameters, ttl_seconds=ttl, priority=priority
+                str(spec.key), arrays, parameters=parameters, ttl_seconds=asking.ttl, priority=asking.priority
             ):
                 _show_part(part, is_chained=_is_chained(spec), as_json=as_json)
         except DeadlineExceeded as exc:
             raise _not_ready(exc) from exc
 
 
-async def _question(
-    settings: HeadraceSettings, model: str, inputs: list[str], text: str
-) -> tuple[ModelSpec | PipelineSpec, Any, Any]:
+async def _question(asking: _Asking) -> tuple[ModelSpec | PipelineSpec, Any, Any]:
     """Who is asked, the inputs and the parameters."""
     from deploy.cli.connection import open_control
     from deploy.cli.inputs import parse_inputs, parse_json
 
-    async with open_control(settings) as control:
-        spec = _spec(await control.registry.snapshot(), model)
-    arrays, parameters = parse_json(text, spec) if text else (parse_inputs(inputs, spec), {})
+    async with open_control(asking.settings) as control:
+        spec = _spec(await control.registry.snapshot(), asking.model)
+    arrays, parameters = parse_json(asking.text, spec) if asking.text else (parse_inputs(asking.inputs, spec), {})
     return spec, arrays, parameters or None
 
 

@@ -1,14 +1,15 @@
 """What `headrace infer` sends and shows: arrays from arguments, files and JSON, and responses for people and scripts.
 
-Pure but for reading the files that are named. A value is `@file.npy`, `@file` (an
-image, a document) where the model takes BYTES, or JSON; numbers get the type that the model
-declares when the client makes tensors of them. JSON requests have the form of the Open Inference Protocol
-(`{"inputs": [{"name", "datatype", "shape", "data"}]}`), or map names to nested lists.
+Pure but for reading the files that are named. A value is `@file.npy`, `@file` (an image, a document) where the model
+takes BYTES, or JSON; numbers get the type that the model declares when the client makes tensors of them. A pattern,
+`@folder/*.png`, and a name that is given several times are rows behind rows. JSON requests have the form of the Open
+Inference Protocol (`{"inputs": [{"name", "datatype", "shape", "data"}]}`), or map names to nested lists.
 """
 
 from __future__ import annotations
 
 import base64
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,16 +33,30 @@ Asked = ModelSpec | PipelineSpec
 
 def parse_inputs(arguments: Sequence[str], spec: Asked) -> Arrays:
     """Inputs from `name=value` arguments; the name may be left out where the model has one input."""
-    found: Arrays = {}
+    found: dict[str, list[npt.ArrayLike]] = {}
     for argument in arguments:
         name, value = _split(argument, spec)
-        found[name] = _value(value, name, _datatype(spec, name))
-    return found
+        found.setdefault(name, []).extend(_values(value, name, _datatype(spec, name)))
+    return {name: _joined(name, arrays) for name, arrays in found.items()}
+
+
+def _joined(name: str, arrays: list[npt.ArrayLike]) -> npt.ArrayLike:
+    """Rows behind rows."""
+    if len(arrays) == 1:
+        return arrays[0]
+    try:
+        return np.concatenate([np.asarray(array) for array in arrays])
+    except ValueError as exc:
+        msg = f"the values of {name} cannot be put one behind the other: {exc}"
+        raise ConfigurationError(msg) from exc
 
 
 def _split(argument: str, spec: Asked) -> tuple[str, str]:
     name, equals, value = argument.partition("=")
     if equals and name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        if name not in {tensor.name for tensor in spec.inputs}:
+            msg = f"{spec.key} has no input {name!r}; it takes {', '.join(tensor.name for tensor in spec.inputs)}"
+            raise ConfigurationError(msg)
         return name, value
     if len(spec.inputs) == 1:
         return spec.inputs[0].name, argument
@@ -54,15 +69,27 @@ def _datatype(spec: Asked, name: str) -> str | None:
     return next((tensor.datatype for tensor in spec.inputs if tensor.name == name), None)
 
 
-def _value(text: str, name: str, datatype: str | None) -> npt.ArrayLike:
+def _values(text: str, name: str, datatype: str | None) -> list[npt.ArrayLike]:
     if text.startswith("@"):
-        return load_array(Path(text[1:]), datatype)
+        return [load_array(path, datatype) for path in _files(text[1:])]
     try:
         value: Any = json.loads(text)
     except json.JSONDecodeError as exc:
         msg = f"the value of {name} is neither @file.npy nor JSON such as [[1, 2, 3]]: {exc}"
         raise ConfigurationError(msg) from exc
-    return as_array(value, name, datatype)
+    return [as_array(value, name, datatype)]
+
+
+def _files(name: str) -> list[Path]:
+    """The file of that name, or all that a pattern fits, in the order of their names."""
+    path = Path(name)
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    found = sorted(path for path in map(Path, glob.glob(name)) if path.is_file())  # noqa: PTH207 - may be absolute
+    if not found:
+        msg = f"there is no file {name}"
+        raise ConfigurationError(msg)
+    return found
 
 
 def as_array(value: Any, name: str, datatype: str | None) -> npt.ArrayLike:
@@ -182,11 +209,9 @@ def outputs_text(response: Response) -> str:
 
 
 def receipt_text(response: Response, *, is_chained: bool = False) -> str:
-    """The receipt in a sentence. That of a chained pipeline tells of its last step only."""
+    """The receipt in a sentence. That of a chained pipeline adds up the way to its answer, which has many workers."""
     receipt = response.receipt
     answered = f"{response.model}@{response.version} answered in {receipt.total_us / 1000:.1f} ms"
-    if is_chained:
-        return f"{answered}; `headrace trace {response.id}` shows its steps"
     parts = (
         ("queued", receipt.queued_us),
         ("batched", receipt.batched_us),
@@ -194,4 +219,6 @@ def receipt_text(response: Response, *, is_chained: bool = False) -> str:
         ("returned", receipt.returned_us),
     )
     where = ", ".join(f"{name} {microseconds / 1000:.1f}" for name, microseconds in parts)
+    if is_chained:
+        return f"{answered} ({where}); `headrace trace {response.id}` shows its steps"
     return f"{answered} ({where}) by {receipt.worker} on {receipt.device}, in a batch of {receipt.batch_rows}"

@@ -44,6 +44,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_json_line(value: Any) -> None:
+    """One JSON document on a line of its own, of several."""
+    print(json.dumps(value))
+
+
 def say(line: str) -> None:
     """A line about what is going on, apart from the result."""
     print(line, file=sys.stderr, flush=True)

@@ -41,13 +41,19 @@ class Redriver:
         return [await self._place(letter) for letter in letters]
 
     async def _place(self, letter: DeadLetter) -> Sending:
+        from contracts import topics
 
         source, _, _ = letter.source.rpartition("/")
         topic, _, number = source.rpartition("/")
+        if topics.parse_joins(self._settings.prefix, topic) is not None:
+            return Sending(letter, topic, 0, "it belongs to a job that ended elsewhere: submit the job again")
         if self._version is not None:
             topic = await self._topic_of(letter, self._version)
         if not letter.request_id:
             return Sending(letter, topic, 0, "it has no readable id")
+        if letter.job and topic != source.rpartition("/")[0] and self._version is not None:
+            pinned = f"it is a step of job {letter.job}, whose plan has pinned the version: replay it without another"
+            return Sending(letter, topic, 0, pinned)
         if letter.is_cut:
             return Sending(letter, topic, 0, "its body was too large to be kept")
         count = await self._partitions(topic)

@@ -1,23 +1,25 @@
 """The timeline of a request or of a pipeline's job, from its records. Pure.
 
 When a step was asked is the append time of its request. How long it was queued, batched and computed, and by whom, is
-said by the record that came of it: the next step's request, a part or the response carries the receipt.
+said by the record that came of it: the next step's request, a part or the response carries the receipt. The parts of
+a stream say nothing of that; many in a row are one event.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from contracts.adapters.kafka import Record
-from contracts.codec import decode_headers, decode_request, decode_response
+from contracts.codec import decode_headers, decode_request, decode_response, decode_response_body
 from contracts.errors import InvalidRequest
 from contracts.messages import Ran, Receipt, RequestHeaders
 from contracts.parts import PartKind, decode_part, decode_part_headers
 
 
 class Line(NamedTuple):
-    """One record of a job."""
+    """One record of a job; of a stream's parts, the first of so many `times` in a row. `receipt` is a response's."""
 
     at_ms: int
     kind: str
@@ -27,25 +29,29 @@ class Line(NamedTuple):
     ran: Ran | None = None
     detail: str = ""
     headers: RequestHeaders | None = None
+    receipt: Receipt | None = None
+    times: int = 1
 
 
 def lines_of(records: Iterable[Record], prefix: str) -> list[Line]:
     """What each record says; what cannot be read says so."""
-    found = []
+    found: list[Line] = []
     for record in records:
         kind = record.topic.removeprefix(f"{prefix}.").partition(".")[0]
         try:
-            found.append(_line(record, kind))
+            line = _line(record, kind)
         except InvalidRequest as exc:
-            found.append(Line(record.timestamp, kind, "", (), record, detail=f"unreadable: {exc}"))
+            line = Line(record.timestamp, kind, "", (), record, detail=f"unreadable: {exc}")
+        if found and line.kind == found[-1].kind == "partial" and line.detail == found[-1].detail:
+            found[-1] = found[-1]._replace(times=found[-1].times + 1)
+        else:
+            found.append(line)
     return found
 
 
 def _line(record: Record, kind: str) -> Line:
     if kind == "replies":
-        response, _ = decode_response(record.headers, record.value)
-        detail = response.status.value + (f": {response.error.message}" if response.error else "")
-        return Line(record.timestamp, "response", "", (), record, Ran("", response.receipt), detail)
+        return _response(record)
     if kind == "joins":
         return _part(record)
     headers = decode_headers(record.headers)
@@ -58,6 +64,17 @@ def _line(record: Record, kind: str) -> Line:
     name = {"requests": "asked" if hop is None or hop.step else "submitted"}.get(kind, kind)
     step, branch = (hop.step, hop.branch) if hop is not None else ("", ())
     return Line(record.timestamp, name, step, branch, record, ran, detail, headers)
+
+
+def _response(record: Record) -> Line:
+    response, _ = decode_response(record.headers, record.value)
+    if not response.final:
+        return Line(record.timestamp, "partial", "", (), record, detail=f"of run {response.run}")
+    detail = response.status.value + (f": {response.error.message}" if response.error else "")
+    if response.index:
+        detail += f", {response.index} parts before"
+    ran = decode_response_body(record.value or b"").ran
+    return Line(record.timestamp, "response", "", (), record, ran, detail, receipt=response.receipt)
 
 
 def _part(record: Record) -> Line:
@@ -85,7 +102,7 @@ def describe(request_id: str, lines: Sequence[Line]) -> dict[str, Any]:
         "plan": hop.plan if hop is not None else None,
         "first_unix_ms": first,
         "took_ms": answers[0].at_ms - first if answers else None,
-        "status": answers[0].detail.partition(":")[0] if answers else None,
+        "status": re.split("[:,]", answers[0].detail)[0] if answers else None,
         "steps": _steps(lines, first),
         "events": [_event(line, first) for line in lines],
     }
@@ -99,6 +116,9 @@ def _steps(lines: Sequence[Line], first: int) -> list[dict[str, Any]]:
             key = line.ran.step, line.ran.branch
             receipts.setdefault(key, line.ran.receipt)
             ended.setdefault(key, line.at_ms)
+        if line.receipt is not None:  # of a request that one worker has answered, it is all there is
+            receipts.setdefault(("", ()), line.receipt)
+            ended.setdefault(("", ()), line.at_ms)
     found: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
     last = [line for line in lines if line.kind == "asked"]
     last = last or [line for line in lines if line.kind == "submitted"]  # one worker has done it all
@@ -121,21 +141,7 @@ def _steps(lines: Sequence[Line], first: int) -> list[dict[str, Any]]:
             "asked": 1,
             **_times(receipt),
         }
-    _complete_last(found, receipts, ended, first)
     return list(found.values())
-
-
-def _complete_last(
-    found: dict[tuple[str, tuple[int, ...]], dict[str, Any]],
-    receipts: dict[tuple[str, tuple[int, ...]], Receipt],
-    ended: dict[tuple[str, tuple[int, ...]], int],
-    first: int,
-) -> None:
-    """The response does not name the step that made it: it is the one whose worker it names."""
-    receipt = receipts.get(("", ()))
-    open_steps = [step for step in found.values() if step["ended_ms"] is None and step["step"]]
-    if receipt is not None and receipt.worker and len(open_steps) == 1:
-        open_steps[0].update({"ended_ms": ended["", ()] - first, **_times(receipt)})
 
 
 def _times(receipt: Receipt | None) -> dict[str, Any]:
@@ -158,5 +164,5 @@ def _event(line: Line, first: int) -> dict[str, Any]:
         "step": line.step,
         "branch": ".".join(map(str, line.branch)),
         "where": f"{line.record.topic}/{line.record.partition}/{line.record.offset}",
-        "detail": line.detail,
+        "detail": line.detail if line.times == 1 else f"{line.times} {line.detail}",
     }

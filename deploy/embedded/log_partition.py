@@ -39,6 +39,7 @@ from deploy.embedded.log_wire import NOWHERE, LogError
 log = logging.getLogger(__name__)
 
 INDEX_INTERVAL = 4096
+TAIL_BYTES = 16 * 1024
 _LENGTH = struct.Struct(">i")
 _OFFSETS = struct.Struct(">q15xi")  # base offset and last offset delta
 
@@ -52,6 +53,7 @@ class Segment:
         self.size = 0
         self.first_timestamp = self.max_timestamp = NOWHERE
         self._offsets, self._positions, self._times = array("q"), array("q"), array("q")
+        self._tail: tuple[int, bytes] = (NOWHERE, b"")  # offset and bytes of the last batch, if it is a small one
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def recover(self, next_offset: int, sequences: Sequences) -> int:
@@ -74,12 +76,15 @@ class Segment:
             os.ftruncate(self._file, self.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._index(batch)
+        self._tail = (batch.base_offset, header + body) if batch.size <= TAIL_BYTES else (NOWHERE, b"")
 
     def read(self, offset: int, max_bytes: int, *, whole_batch: bool) -> bytes | None:
         """Bytes from the batch that holds `offset` on, None when that lies behind the last.
 
         Only the last batch may be cut. The first is whole even beyond `max_bytes` if asked for, or nothing comes.
         """
+        if offset == self._tail[0] and len(self._tail[1]) <= max_bytes:
+            return self._tail[1]
         position = self._locate(offset)
         if position is None:
             return None

@@ -38,6 +38,9 @@ from tests.chaos.pipelines import JOBS, PIPELINES
 from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
 from tests.e2e.hostile_kit import hostile_fleet
 
+_FAULTS = ("lost", "doubled", "mixed", "errors", "wrong_ids", "held", "keys_left")
+"""Figures that must be 0."""
+
 
 @asynccontextmanager
 async def three_brokers(overrides: Mapping[str, str] | None = None) -> AsyncIterator[tuple[EmbeddedStack, Server]]:
@@ -111,9 +114,7 @@ async def _run(arguments: argparse.Namespace) -> int:
                 rows.append(await run_scenario(name, stack, arguments.repeats, arguments.in_flight))
         print_table([rows[-1]])
     write_results(f"chaos-{arguments.kafka}" if arguments.kafka != "embedded" else "chaos", {"rows": rows})
-    return int(
-        any(row["lost"] or row["doubled"] or row["mixed"] or row["errors"] or row.get("wrong_ids") for row in rows)
-    )
+    return int(any(row.get(fault) for row in rows for fault in _FAULTS))
 
 
 def main() -> None:

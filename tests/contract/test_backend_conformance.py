@@ -1,6 +1,7 @@
 """One suite for every backend: what the engine relies on, whichever library runs the model.
 
-Each backend brings the same little model in its own format: `sum` = a + b, `twice` = 2 b, row by row.
+Each backend brings the same little model in its own format: `sum` = a + b, `twice` = 2 b, row by row. Those that can
+yield bring the same stream: a + b, a + 2 b and so on, for rows that are still wanted.
 """
 
 from __future__ import annotations
@@ -78,6 +79,46 @@ def write_torch(path: Path) -> None:
         torch.jit.save(torch.jit.trace(Affine(), (torch.zeros(2, 3), torch.zeros(2, 1, dtype=torch.int64))), path)
 
 
+STREAMING_HANDLER = """
+import numpy as np
+
+class Model:
+    def infer(self, inputs):
+        total, b = inputs["a"], inputs["b"].astype(np.float32)
+        gone = frozenset()
+        for step in range(3):
+            total = total + b
+            left = [row for row in range(len(total)) if row not in gone]
+            gone = yield {"sum": total[left]}, left, step == 1 and len(left) == 1
+        return {"sum": total}
+"""
+STREAMING_MODULE = """
+import torch
+
+class Model(torch.nn.Module):
+    def forward(self, a, b):
+        total, gone = a, frozenset()
+        for step in range(3):
+            total = total + b
+            assert torch.is_inference_mode_enabled()
+            left = [row for row in range(len(total)) if row not in gone]
+            gone = yield {"sum": total[left]}, left, step == 1 and len(left) == 1
+        return total
+"""
+
+
+def write_python_stream(folder: Path) -> dict[str, str]:
+    (folder / "model.py").write_text(STREAMING_HANDLER)
+    return {}
+
+
+def write_torch_stream(folder: Path) -> dict[str, str]:
+    safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed: the extra 'torch'")
+    (folder / "yields.py").write_text(STREAMING_MODULE)
+    safetensors.save_file({}, folder / "model.safetensors")
+    return {"handler": "yields:Model"}
+
+
 @dataclass(frozen=True)
 class Kit:
     """How one backend gets its model."""
@@ -85,6 +126,9 @@ class Kit:
     backend: Any
     write: Callable[[Path], None]
     library: str
+
+    streams: Callable[[Path], dict[str, str]] | None = None
+    """Writes the model that yields, and says what its spec has besides."""
 
     def context(self, folder: Path, **fields: Any) -> ModelContext:
         spec = {"name": "affine", "version": 1, "backend": self.backend, "inputs": INPUTS, "outputs": OUTPUTS} | fields
@@ -96,9 +140,9 @@ class Kit:
 
 
 KITS = [
-    Kit("python", write_python, "numpy"),
+    Kit("python", write_python, "numpy", write_python_stream),
     Kit("onnx", write_onnx, "onnxruntime"),
-    Kit("torch", write_torch, "torch"),
+    Kit("torch", write_torch, "torch", write_torch_stream),
 ]
 
 
@@ -225,4 +269,54 @@ def test_a_broken_artefact_is_a_load_error_that_names_the_model(kit: Kit, tmp_pa
     with pytest.raises(ModelLoadError) as caught:
         backend.load(context)
     assert context.spec.artefact_name.split(".")[0] in str(caught.value)
+    backend.close()
+
+
+STREAMING_KITS = [kit for kit in KITS if kit.streams is not None]
+
+
+@pytest.fixture(params=STREAMING_KITS, ids=lambda kit: kit.backend)
+def streaming(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    kit = request.param
+    backend = kit.new()
+    more = kit.streams(tmp_path)
+    backend.load(kit.context(tmp_path, streaming=True, outputs=OUTPUTS[:1], **more))
+    yield backend
+    backend.close()
+
+
+def test_a_stream_yields_part_after_part_and_may_end_with_outputs(streaming: Any) -> None:
+    inputs, total = batch_of(2), batch_of(2)["a"]
+    steps = streaming.stream(dict(inputs), 2, {})
+    for step in range(3):
+        total = total + inputs["b"].astype(np.float32)
+        outputs, rows, final = steps.send(None if step == 0 else frozenset())
+        assert_same(outputs, {"sum": total})
+        assert (list(rows), final) == ([0, 1], False)
+    with pytest.raises(StopIteration) as end:
+        steps.send(frozenset())
+    assert_same(end.value.value, {"sum": total})
+
+
+def test_a_stream_is_told_which_rows_nobody_waits_for(streaming: Any) -> None:
+    steps = streaming.stream(batch_of(2), 2, {})
+    assert next(steps)[1] == [0, 1]
+    outputs, rows, final = steps.send(frozenset({0}))
+    assert (rows, final, outputs["sum"].shape) == ([1], True, (1, 3))
+
+
+def test_a_stream_can_be_left_and_the_next_one_begins_anew(streaming: Any) -> None:
+    inputs = batch_of(2)
+    for _ in range(2):
+        steps = streaming.stream(dict(inputs), 2, {})
+        assert_same(next(steps)[0], {"sum": inputs["a"] + inputs["b"].astype(np.float32)})
+        steps.close()
+
+
+@pytest.mark.parametrize("kit", STREAMING_KITS, ids=lambda kit: kit.backend)
+def test_a_model_that_yields_and_a_spec_that_does_not_say_so_contradict_each_other(kit: Any, tmp_path: Path) -> None:
+    backend = kit.new()
+    context = kit.context(tmp_path, outputs=OUTPUTS[:1], **kit.streams(tmp_path))
+    with pytest.raises(ModelLoadError, match="yields: write streaming: true"):
+        backend.load(context)
     backend.close()

@@ -30,10 +30,11 @@ def headrace_program() -> str:
 
 
 class Terminal:
-    """A shell in the repository, in which `headrace` is on the PATH and finds one data folder."""
+    """A shell in the repository or another folder, in which `headrace` is on the PATH and finds one data folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, folder: Path = ROOT) -> None:
         self.home = home
+        self.folder = folder
         path = f"{Path(headrace_program()).parent}{os.pathsep}{os.environ['PATH']}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         self.environment = kept | {"PATH": path, "XDG_DATA_HOME": str(home), "TERM": "dumb"}
@@ -44,7 +45,7 @@ class Terminal:
         """Run a line of shell to its end."""
         return subprocess.run(
             ["/bin/sh", "-c", command],
-            cwd=ROOT,
+            cwd=self.folder,
             env=self.environment | dict(more or {}),
             capture_output=True,
             text=True,
@@ -62,7 +63,7 @@ class Up:
         with self.output.open("wb") as sink:
             self.process = subprocess.Popen(
                 [shutil.which(program, path=terminal.environment["PATH"]) or program, *arguments],
-                cwd=ROOT,
+                cwd=terminal.folder,
                 env=terminal.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

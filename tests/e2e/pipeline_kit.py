@@ -52,6 +52,15 @@ topic: {partitions: 4}
 """
 
 
+def fused(pipeline: str) -> str:
+    """The same pipeline in one worker, under another name."""
+    name = pipeline.split("name: ", 1)[1].split("\n", 1)[0]
+    return (
+        pipeline.replace(f"name: {name}", f"name: {name}-fused")
+        + "fused: true\nworkers: {min: 1, max: 1}\ndevice: {kind: cpu, compute: 10}\n"
+    )
+
+
 def row(value: float, wish: int = 0, *, at: int = 0, high: float = 0.5) -> np.ndarray[Any, np.dtype[np.float32]]:
     """One row that can be told from others; the step number `at` (from 0) fails on it as wished."""
     return np.array([[wish, value, high, at]], np.float32)

@@ -63,6 +63,14 @@ outputs:
 batching: {max_batch_size: 16, max_request_rows: 64}
 """
 
+INVARIANT = """
+inputs: [{name: x, datatype: FP32, shape: [-1, 64, 8]}]
+outputs:
+  - {name: sum, datatype: FP32, shape: [-1, 8]}
+  - {name: seen, datatype: INT64, shape: [-1, 3]}
+batching: {max_batch_size: 8, max_request_rows: 24, batch_invariant: true}
+"""
+
 
 def constant(name: str, values: Any) -> Any:
     return onnx.numpy_helper.from_array(np.array(values), name)
@@ -138,6 +146,22 @@ def wide_graph() -> Any:
     return onnx.helper.make_graph(nodes, "wide", [tensor("x", FLOAT, "n", 2)], outputs, constants)
 
 
+def invariant_graph() -> Any:
+    """Sums over a middle axis, which ONNX Runtime does in another order when the first has one row only."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("ReduceSum", ["x", "one"], ["sum"], keepdims=0),
+        node("Shape", ["x"], ["dims"]),
+        node("Shape", ["x"], ["rows"], end=1),
+        node("Concat", ["rows", "one"], ["column"], axis=0),
+        node("Expand", ["unit", "column"], ["ones"]),
+        node("Mul", ["ones", "dims"], ["seen"]),
+    ]
+    outputs = [tensor("sum", FLOAT, "n", 8), tensor("seen", INT64, "n", 3)]
+    constants = [constant("one", [1]), constant("unit", [[1]])]
+    return onnx.helper.make_graph(nodes, "invariant", [tensor("x", FLOAT, "n", 64, 8)], outputs, constants)
+
+
 def write_model(folder: Path, name: str, yaml: str, graph: Any) -> RegisteredModel:
     """A model folder with a graph made here."""
     folder.mkdir(parents=True)
@@ -169,9 +193,10 @@ class Batches:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def batches(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Batches]:
-    """One worker whose engine holds all three graphs."""
+    """One worker whose engine holds all the graphs."""
     root = tmp_path_factory.mktemp("batches")
     graphs = {"padded": (PADDED, padded_graph()), "ragged": (RAGGED, ragged_graph()), "wide": (WIDE, wide_graph())}
+    graphs["invariant"] = (INVARIANT, invariant_graph())
     models = [write_model(root / name / "1", name, yaml, graph) for name, (yaml, graph) in graphs.items()]
     direct = {model.key.model: onnxruntime.InferenceSession(f"{model.uri}/model.onnx") for model in models}
     keys = [model.key for model in models]
@@ -235,6 +260,42 @@ async def test_a_request_larger_than_a_batch_runs_in_parts_and_is_answered_whole
         assert answer["seen"].to_numpy()[:, 0].max() <= 16
     with pytest.raises(InvalidRequest, match="64"):
         await batches.ask("wide", [matrix(0, 65, 2)])
+
+
+async def test_a_batch_invariant_model_gives_a_row_the_same_bits_alone_and_in_any_company(batches: Batches) -> None:
+    x = matrix(1, 24, 64, 8)
+    alone = [(await batches.ask("invariant", [row[None]]))[0] for row in x]
+    together = await batches.ask("invariant", [x[start : start + 1 + start % 3] for start in range(21)])
+    (whole,) = await batches.ask("invariant", [x])
+
+    expected = np.concatenate([answer["sum"].to_numpy() for answer in alone])
+    assert np.array_equal(whole["sum"].to_numpy(), expected)
+    for start, answer in enumerate(together):
+        assert np.array_equal(answer["sum"].to_numpy(), expected[start : start + 1 + start % 3])
+    for answer in (*alone, *together, whole):
+        assert np.unique(answer["seen"].to_numpy()[:, 0]).tolist() == [8]
+    np.testing.assert_allclose(expected, x.sum(1), rtol=1e-4, atol=1e-5)
+
+
+async def test_a_lower_max_batch_size_by_hand_does_not_change_the_size_of_invariant_batches(batches: Batches) -> None:
+    key = ModelVersion("invariant", 1)
+    x = matrix(2, 24, 64, 8)
+    before = (await batches.ask("invariant", [x]))[0]
+
+    async def most_rows() -> int:
+        answers = await batches.ask("invariant", [row[None] for row in x])
+        return max(answer.receipt.batch_rows for answer in answers)
+
+    async def is_followed() -> bool:
+        return await most_rows() <= 2
+
+    await batches.registry.put_knobs(key, Knobs(max_batch_size=2))
+    await wait_until(is_followed, "the knob was not followed")
+    after = (await batches.ask("invariant", [x]))[0]
+    await batches.registry.put_knobs(key, Knobs())
+
+    assert np.array_equal(before["sum"].to_numpy(), after["sum"].to_numpy())
+    assert np.unique(after["seen"].to_numpy()[:, 0]).tolist() == [8]
 
 
 async def test_a_lower_max_batch_size_holds_within_a_second_while_requests_come_in(batches: Batches) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contracts.messages import Response, Status
-from tests.e2e.pipeline_kit import HANG, RAISE, PipelineFleet, pipeline_fleet, row
+from tests.e2e.pipeline_kit import HANG, RAISE, PipelineFleet, fused, pipeline_fleet, row
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -55,15 +55,6 @@ PATIENT = (
     .replace("mute: {model: relay@2", "mute: {model: relay@3")  # or one would wait for the other's nap
     .replace("mute.row]}", "mute.row]}, require: best_effort")
 )
-
-
-def fused(pipeline: str) -> str:
-    """The same pipeline in one worker."""
-    name = pipeline.split("name: ", 1)[1].split("\n", 1)[0]
-    return (
-        pipeline.replace(f"name: {name}", f"name: {name}-fused")
-        + "fused: true\nworkers: {min: 1, max: 1}\ndevice: {kind: cpu, compute: 10}\n"
-    )
 
 
 async def ask(fleet: PipelineFleet, name: str, rows: np.ndarray, ttl: float = 20.0) -> Response:

@@ -97,9 +97,11 @@ def _normalized(pixels: Any) -> Any:
     return ((pixels.astype(np.float32) * np.float32(1 / 255)).astype(np.float64) * 2 - 1).astype(np.float32)
 
 
-def test_what_is_no_image_is_refused(fleet: LocalFleet) -> None:
-    with pytest.raises(OSError, match="cannot identify image"):
+def test_what_is_no_image_is_refused(fleet: LocalFleet, pages: dict[str, bytes]) -> None:
+    with pytest.raises(ValueError, match="the page is no picture: its 8 bytes"):
         fleet.ask(ModelVersion("page-scale", 1), {"page": texts(b"no image")}, {})
+    with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
+        fleet.ask(ModelVersion("page-scale", 1), {"page": texts(pages["page-26.jpg"][:2000])}, {})
 
 
 def test_without_the_package_preparing_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

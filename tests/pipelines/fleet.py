@@ -14,7 +14,7 @@ from contracts.specs import TensorSpec
 from contracts.tensors import Tensor
 from contracts.typing_pass import Signature
 from tests.pipelines import random_pipelines
-from tests.pipelines.interpreter import Ended, Failed, Tensors, outcomes
+from tests.pipelines.interpreter import PIPELINES, Ended, Failed, Tensors, outcomes
 from tests.pipelines.world import PLANS
 
 MAX_PATHS = 3_000
@@ -41,6 +41,7 @@ def compiled(spec: dict[str, Any], partitions: int = 2) -> Plan:
         PipelineSpec.model_validate(spec),
         pin=lambda name, version, _: ModelVersion(name, version or 1),
         signature_of=signature_of,
+        pipeline_of=lambda version: PipelineSpec.model_validate(PIPELINES[str(version)]),
         partitions=partitions,
     )
     PLANS[plan.digest] = plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +34,12 @@ class Skipped(NamedTuple):
 
 
 Came = Tensors | Failed | Skipped
+Found = Array | Failed | Skipped
+Given = Callable[[str], Found]
 Ask = Callable[[str, Tensors], "Tensors | Failed"]
 SKIPPED = Skipped()
+PIPELINES: dict[str, Any] = {}
+"""The specs that steps may name, by `name@version`."""
 
 
 class Ended(NamedTuple):
@@ -75,42 +80,63 @@ def outcomes(spec: dict[str, Any], inputs: Tensors, ask: Ask) -> Iterator[Ended]
     script: list[int] | None = []
     while script is not None:
         chooser = Chooser(script)
-        yield _Scope(None, spec["steps"], {"input": inputs}, ask, chooser).end(spec["outputs"])
+        yield _Scope(None, spec["steps"], {"input": inputs.__getitem__}, ask, chooser).end(spec["outputs"])
         script = chooser.next_script()
 
 
 class _Scope:
-    """The steps of a pipeline, or of a map's body for one row."""
+    """The steps of a pipeline, of a map's body for one row, or of one turn of a loop.
+
+    `given`: what `input`, `row` and `turn` stand for. `forced`: what every step is, whatever it says.
+    """
 
     def __init__(
-        self, outer: _Scope | None, steps: dict[str, Any], given: dict[str, Tensors], ask: Ask, choose: Chooser
+        self,
+        outer: _Scope | None,
+        steps: dict[str, Any],
+        given: dict[str, Given],
+        ask: Ask,
+        choose: Chooser,
+        forced: Failed | Skipped | None = None,
     ) -> None:
         self._outer = outer
         self._steps = steps
-        self._came: dict[str, Came] = dict(given)
+        self._given = given
+        self._came: dict[str, Came] = {}
+        self._inner: dict[str, Given] = {}
         self._ask = ask
         self._choose = choose
+        self._forced = forced
 
-    def _of(self, name: str) -> Came:
+    def _value(self, name: str, tensor: str) -> Found:
+        """What a source stands for."""
+        if name in self._given:
+            return self._given[name](tensor)
+        if name not in self._steps:
+            assert self._outer is not None
+            return self._outer._value(name, tensor)
+        step = self._steps[name]
+        if "loop" in step or "pipeline" in step:
+            if name not in self._inner:
+                self._inner[name] = self._enter(step)
+            return self._inner[name](tensor)
+        if self._forced is not None:
+            return self._forced
         if name not in self._came:
-            if name not in self._steps:
-                assert self._outer is not None
-                return self._outer._of(name)
-            self._came[name] = self._evaluate(self._steps[name])
-        return self._came[name]
+            self._came[name] = self._evaluate(step)
+        came = self._came[name]
+        return came if isinstance(came, (Failed, Skipped)) else came.get(tensor, SKIPPED)
 
     # --- sources ------------------------------------------------------------------------------------------------------
 
-    def _resolve(self, source: Any) -> Array | Failed | Skipped:
+    def _resolve(self, source: Any) -> Found:
         for alternative in source if isinstance(source, list) else [source]:
             if isinstance(alternative, dict):
                 return np.array(alternative["const"], dtype=np.float64)
             name, _, tensor = alternative.partition(".")
-            came = self._of(name)
-            if isinstance(came, Failed):
-                return came
-            if not isinstance(came, Skipped) and tensor in came:
-                return came[tensor]
+            found = self._value(name, tensor)
+            if not isinstance(found, Skipped):
+                return found
         return SKIPPED
 
     def _one_of(self, failures: Sequence[Failed]) -> Failed:
@@ -138,18 +164,78 @@ class _Scope:
         alternatives = source if isinstance(source, list) else [source]
         return next((a for a in alternatives if not isinstance(self._resolve(a), Skipped)), None)
 
-    # --- steps --------------------------------------------------------------------------------------------------------
+    # --- one step -----------------------------------------------------------------------------------------------------
 
     def _evaluate(self, step: dict[str, Any]) -> Came:
-        for condition in step.get("when", []):
+        stopped = self._stopped(step.get("when", []))
+        if stopped is not None:
+            return stopped
+        if "model" in step:
+            return self._model(step)
+        if "cascade" in step:
+            return self._cascade(step)
+        return self._reducer(step) if "reduce" in step else self._map(step)
+
+    def _stopped(self, conditions: Sequence[dict[str, Any]]) -> Failed | Skipped | None:
+        """What a step is because of its conditions; None when all of them hold."""
+        for condition in conditions:
             found = self._resolve(condition["tensor"])
             if not isinstance(found, np.ndarray):
                 return found
             if not _holds(found, condition["op"], condition["value"]):
                 return SKIPPED
-        if "model" in step:
-            return self._model(step)
-        return self._reducer(step) if "reduce" in step else self._map(step)
+        return None
+
+    def _cascade(self, step: dict[str, Any]) -> Came:
+        """Ask on while somebody is in doubt; the last to be asked has the say."""
+        last: Came = SKIPPED
+        for stage in step["cascade"]:
+            own = stage if isinstance(stage, dict) else {"model": stage}
+            came = self._model({"inputs": step["inputs"], **own})
+            if isinstance(came, Skipped):
+                return last
+            last = came
+            if isinstance(came, Failed) or not _holds(came[step["confidence"]], "max_below", step["threshold"]):
+                return last
+        return last
+
+    # --- steps with steps ---------------------------------------------------------------------------------------------
+
+    def _enter(self, step: dict[str, Any]) -> Given:
+        """The outputs of a nested pipeline or a loop by name, each an outcome of its own."""
+        stopped = self._stopped(step.get("when", [])) if self._forced is None else self._forced
+        return self._nested(step, stopped) if "pipeline" in step else self._loop(step, stopped)
+
+    def _nested(self, step: dict[str, Any], stopped: Failed | Skipped | None) -> Given:
+        spec = PIPELINES[step["pipeline"]]
+        given = {"input": lambda name: self._resolve(step["inputs"][name])}
+        return _Scope(None, spec["steps"], given, self._ask, self._choose, stopped)._output(spec["outputs"])
+
+    def _loop(self, step: dict[str, Any], stopped: Failed | Skipped | None) -> Given:
+        turn, turns = self._output(step["loop"]["start"]), list[Given]()
+        for number in range(step["loop"]["times"]):
+            if number and stopped is None:
+                stopped = self._is_over(step["loop"]["until"], turn)
+            body = _Scope(self, step["steps"], {"turn": turn}, self._ask, self._choose, stopped)
+            turn = body._output(step["outputs"])
+            turns.insert(0, turn)
+        return lambda name: next((found for turn in turns if not isinstance(found := turn(name), Skipped)), SKIPPED)
+
+    @staticmethod
+    def _is_over(until: dict[str, Any], turn: Given) -> Failed | Skipped | None:
+        """What the steps of the next turn are, whatever they say; None when it runs."""
+        found = turn(until["tensor"].partition(".")[2])
+        if not isinstance(found, np.ndarray):
+            return found
+        return SKIPPED if _holds(found, until["op"], until["value"]) else None
+
+    def _output(self, sources: Mapping[str, Any]) -> Given:
+        return partial(self._named, sources)
+
+    def _named(self, sources: Mapping[str, Any], name: str) -> Found:
+        return self._resolve(sources[name])
+
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     def _model(self, step: dict[str, Any]) -> Came:
         inputs = self._inputs(step["inputs"])
@@ -236,7 +322,7 @@ class _Scope:
         return {name: np.concatenate(arrays) for name, arrays in columns.items() if arrays}
 
     def _row(self, step: dict[str, Any], row: Tensors) -> Came:
-        body = _Scope(self, step["steps"], {"row": row}, self._ask, self._choose)
+        body = _Scope(self, step["steps"], {"row": row.__getitem__}, self._ask, self._choose)
         outputs = body._outputs(step["outputs"])
         return outputs if isinstance(outputs, Failed) or outputs else SKIPPED
 

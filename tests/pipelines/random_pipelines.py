@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from contracts.messages import Status
-from tests.pipelines.interpreter import Failed, Tensors
+from tests.pipelines.interpreter import PIPELINES, Failed, Tensors
 
 TENSOR = {"datatype": "FP64", "shape": [-1, 2]}
 CONSTANT = {"const": [[0.25, 0.5]], "datatype": "FP64"}
@@ -45,6 +45,7 @@ class Generator:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
+        self._seed = seed
         self._names = 0
 
     def pipeline(self) -> dict[str, Any]:
@@ -69,7 +70,9 @@ class Generator:
         for _ in range(count):
             self._names += 1
             name = f"s{self._names}"
-            kind = self._random.choices(["model", "reduce", "map"], [6, 3, 2 if depth < 2 else 0])[0]
+            deep = 1 if depth < 2 else 0
+            kinds = ["model", "reduce", "map", "cascade", "loop", "nested"]
+            kind = self._random.choices(kinds, [6, 3, 2 * deep, 1.5, 1.5 * deep, 1.5 * deep])[0]
             step, outputs = getattr(self, f"_{kind}")(sources, depth)
             if self._maybe(0.25):
                 step["when"] = [self._condition(sources) for _ in range(self._random.randint(1, 2))]
@@ -134,3 +137,47 @@ class Generator:
             **self._on_error(list(outputs)),
         }
         return step, list(outputs)
+
+    def _cascade(self, sources: list[str], depth: int) -> tuple[dict[str, Any], list[str]]:
+        names = self._random.choices(["one", "rows", "shaky"], k=self._random.randint(2, 3))
+        stages: list[Any] = [f"{name}@1" for name in names]
+        if self._maybe(0.3):
+            stages[-1] = {"model": stages[-1], "inputs": {"x": self._source(sources)}}
+        inputs = {"x": self._source(sources)}
+        return {"cascade": stages, "inputs": inputs, "confidence": "y", "threshold": self._random.random()}, ["y"]
+
+    def _loop(self, sources: list[str], depth: int) -> tuple[dict[str, Any], list[str]]:
+        outer = [source for source in sources if not source.startswith("turn.")]
+        steps, inner = self._steps([*outer, "turn.a", "turn.b"], self._random.randint(1, 2), depth + 1)
+        made = inner[len(outer) :]
+        op, value = self._random.choice(["max_below", "max_at_least", "less"]), self._random.choice([0.3, 0.7, 0.9])
+        until = {"tensor": f"turn.{self._random.choice('ab')}", "op": op, "value": value}
+        step = {
+            "loop": {
+                "times": self._random.randint(1, 3),
+                "start": {"a": self._late(outer), "b": self._late(outer)},
+                "until": until,
+            },
+            "steps": steps,
+            "outputs": {"a": self._made(made), "b": self._made(made)},
+        }
+        return step, ["a", "b"]
+
+    def _nested(self, sources: list[str], depth: int) -> tuple[dict[str, Any], list[str]]:
+        """Another pipeline, registered as one."""
+        steps, inner = self._steps(["input.x", "input.z"], self._random.randint(1, 3), depth + 1)
+        self._names += 1
+        name = f"p{self._seed}-{self._names}"
+        PIPELINES[f"{name}@1"] = {
+            "name": name,
+            "version": 1,
+            "inputs": [{"name": each, **TENSOR} for each in "xz"],
+            "steps": steps,
+            "outputs": {"a": self._made(inner), "b": self._made(inner)},
+        }
+        step = {"pipeline": f"{name}@1", "inputs": {"x": self._late(sources), "z": self._late(sources)}}
+        return step, ["a", "b"]
+
+    def _made(self, sources: list[str]) -> Any:
+        """What a body returns: what was made there or handed in, or the first of several."""
+        return self._random.sample(sources, min(2, len(sources))) if self._maybe(0.2) else self._late(sources)

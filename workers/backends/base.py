@@ -9,19 +9,19 @@ A backend owns one model. The engine's launcher, a single thread, calls it:
 Input arrays are views of a slot: they belong to the model until `infer` returns, and are overwritten afterwards. Output
 arrays are copied into the slot at once, so they may be views of the inputs or of buffers that the model uses again.
 Whatever `infer` raises fails that batch alone; MemoryError, into which each backend translates its library's
-allocation failures, says that a smaller batch may succeed.
+allocation failures, says that a smaller batch may succeed, and DeviceLost ends the process.
 
-A device that computes while its host prepares the next batch needs `submit` and `poll` instead of `infer`. They fit
-beside it: answers on the link carry slot and sequence, so they may leave in any order and from another thread, and
-what checks and places outputs does not know who called the model.
+A device that computes while its host prepares the next batch has a `pipeline` besides: `launch` gives it a batch, and
+whoever waits for the batch may be another thread. Answers on the link carry slot and sequence, so they may leave in any
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -39,13 +39,15 @@ class ModelContext:
     """What a model may know when it is loaded; a python handler's `load` gets it too.
 
     `folder` holds model.yaml and the artefacts, `threads` is the lease's share of cores (at least 1), `device` is
-    "cpu" or "cuda:0": where the model is expected to run.
+    "cpu" or "cuda:0": where the model is expected to run. `cache` is a folder for what a library compiles from these
+    very artefacts; it need not exist, and without a digest of the artefacts there is none.
     """
 
     spec: ModelSpec
     folder: Path
     threads: int = 1
     device: str = CPU
+    cache: Path | None = None
 
     @property
     def artefact(self) -> Path:
@@ -86,6 +88,55 @@ class StreamingBackend(Protocol):
         self, inputs: Arrays, rows: int, parameters: Parameters
     ) -> Generator[object, frozenset[int] | None, object]:
         """Begin one batch; what it yields and is sent is said in `workers.engine.streaming`."""
+        ...
+
+
+class Launched(Protocol):
+    """A batch that a device has been given. `fetch` once, then `wait`; or else `abandon`."""
+
+    @property
+    def outputs(self) -> Arrays:
+        """Arrays of the outputs' types and shapes; their content means nothing."""
+        ...
+
+    def fetch(self, into: Arrays) -> None:
+        """Have the outputs copied into these arrays when they are there."""
+        ...
+
+    def wait(self) -> None:
+        """Block, in any thread, until they are. Raises what the device raises."""
+        ...
+
+    def abandon(self) -> None:
+        """Block until the device has done with the batch."""
+        ...
+
+
+class Graphs(NamedTuple):
+    """For which numbers of rows a batch is replayed from a graph, and for which no graph could be made."""
+
+    captured: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+
+
+class PipelinedBackend(Protocol):
+    """What a backend has besides, if its device works beside the host."""
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether it does for this model; known after `load`."""
+        ...
+
+    def launch(self, inputs: Arrays, rows: int, parameters: Parameters) -> Launched:
+        """Give the device a batch. Inputs belong to the device until its outputs are there."""
+        ...
+
+    def capture(self, batches: Iterable[Arrays]) -> Graphs:
+        """Make graphs for batches of these shapes, once, before the first request."""
+        ...
+
+    def pin(self, memory: memoryview) -> bool:
+        """Tell the device of the memory that inputs and outputs stand in; undone by `close`."""
         ...
 
 

@@ -1,12 +1,16 @@
 """ONNX models in ONNX Runtime: the only door to onnxruntime.
 
 The graph's own signature is compared with model.yaml when the model is loaded: a wrong name, type or size is found
-before the first request, not by it. Outputs are fetched with `run` and copied into the slot: binding them to the slot
-costs 7 µs per batch on a CPU, as much as copying 100 KB, and needs every shape beforehand.
+before the first request, not by it. `onnx_providers` says what runs the graph, `onnx_binding` how a GPU's results come
+back. On a CPU outputs are fetched with `run` and copied into the slot: binding them gained nothing there, and cost up
+to 7 µs a batch.
+
+The CUDA and TensorRT providers were written by their documentation, and have not run on a device yet.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +22,21 @@ import onnxruntime
 from contracts.errors import ModelLoadError
 from contracts.messages import Parameters
 from contracts.specs import TensorSpec
-from contracts.tensors import BYTES
+from contracts.tensors import BYTES, numpy_type
 from workers.backends.base import CPU, CUDA, Arrays, ModelContext
+from workers.backends.device_faults import DeviceLost, is_lost
+from workers.backends.onnx_binding import BoundSession
+from workers.backends.onnx_providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    TENSORRT_PROVIDER,
+    Refused,
+    choose,
+    options,
+    verify,
+)
+
+log = logging.getLogger(__name__)
 
 _datatypes: Final = {
     "tensor(bool)": "BOOL",
@@ -36,51 +53,96 @@ _datatypes: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": BYTES,
 }
-_cuda_provider: Final = "CUDAExecutionProvider"
-_cpu_provider: Final = "CPUExecutionProvider"
+_devices: Final = {CPU_PROVIDER: CPU, CUDA_PROVIDER: CUDA, TENSORRT_PROVIDER: f"{CUDA} (TensorRT)"}
 # How ONNX Runtime and the CUDA libraries below it word a failed allocation; there is no exception class for it.
 _allocation_failures: Final = ("failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
 
 
 class OnnxBackend:
-    """Runs a graph on the CPU, or on the lease's GPU when ONNX Runtime can use it."""
+    """Runs a graph on the CPU, or on the lease's GPU. `binds` is for measuring; by default it binds on a GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, binds: bool | None = None) -> None:
         self.device = CPU
+        self._binds = binds
         self._session: Any = None
+        self._bound: BoundSession | None = None
         self._outputs: list[str] = []
         self._texts: tuple[str, ...] = ()
 
     def load(self, context: ModelContext) -> None:
         """Build the session and compare its signature with the spec's."""
         spec = context.spec
-        session = _session(context, context.artefact)
+        session = _session(context)
         faults = signature_faults(spec.inputs, spec.outputs, session.get_inputs(), session.get_outputs())
         if faults:
             lines = "; ".join(faults)
             raise ModelLoadError(f"{spec.key}: model.yaml and {spec.artefact_name} contradict each other: {lines}")
-        self.device = CUDA if session.get_providers()[0] == _cuda_provider else CPU
+        self.device = _devices[session.get_providers()[0]]
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._texts = tuple(tensor.name for tensor in spec.inputs if tensor.datatype == BYTES)
         self._session = session
+        has_texts = any(tensor.datatype == BYTES for tensor in (*spec.inputs, *spec.outputs))  # no memory to bind to
+        if not has_texts and (self.device != CPU if self._binds is None else self._binds):
+            self._bound = BoundSession(session, {tensor.name: numpy_type(tensor.datatype) for tensor in spec.outputs})
 
     def infer(self, inputs: Arrays, rows: int, parameters: Parameters) -> Arrays:
         """Run the graph; `parameters` mean nothing to it."""
         for name in self._texts:
             inputs[name] = _as_text(name, inputs[name])
         try:
+            if self._bound is not None:
+                return self._bound.run(inputs)
             return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except Exception as exc:
+            if is_lost(exc):
+                raise DeviceLost(str(exc)) from exc
             if any(words in str(exc).lower() for words in _allocation_failures):
                 raise MemoryError(str(exc)) from exc
             raise
 
     def close(self) -> None:
         """Drop the session, which frees its memory."""
-        self._session = None
+        self._session = self._bound = None
 
 
-def _session(context: ModelContext, path: Path) -> Any:
+def _session(context: ModelContext) -> Any:
+    """Raises ModelLoadError."""
+    spec, path, cache = context.spec, context.artefact, _cache(context)
+    try:
+        choice = choose(spec.onnx.provider, onnxruntime.get_available_providers(), on_gpu=context.device == CUDA)
+        providers = [(name, options(name, spec, cache)) for name in choice.providers]
+        _prepare(choice.providers, cache)
+        session = onnxruntime.InferenceSession(
+            str(path), _session_options(context), providers=providers, enable_fallback=0
+        )
+        warnings = (choice.warning, verify(choice.providers, session.get_providers()))
+    except Refused as exc:
+        raise ModelLoadError(f"{spec.key}: {exc}") from exc
+    except Exception as exc:
+        raise ModelLoadError(
+            f"{spec.key}: ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {exc}"
+        ) from exc
+    for warning in filter(None, warnings):
+        log.warning("%s: %s", spec.key, warning)
+    session.disable_fallback()  # a GPU that fails shall fail the batch, not turn into a CPU unseen
+    return session
+
+
+def _cache(context: ModelContext) -> Path | None:
+    """A folder that no other version of the library, and no other precision, writes to."""
+    if context.cache is None:
+        return None
+    return context.cache / f"onnxruntime-{onnxruntime.__version__}{'-fp16' if context.spec.onnx.fp16 else ''}"
+
+
+def _prepare(providers: Sequence[str], cache: Path | None) -> None:
+    if CUDA_PROVIDER in providers and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from the wheels that pip installs them in
+    if TENSORRT_PROVIDER in providers and cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+
+
+def _session_options(context: ModelContext) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
@@ -88,17 +150,7 @@ def _session(context: ModelContext, path: Path) -> Any:
     # Threads that spin while they wait would take the cores of the ingest process next door.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; warnings are about graphs that their owners cannot change here
-    on_gpu = context.device == CUDA and _cuda_provider in onnxruntime.get_available_providers()
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[*([_cuda_provider] if on_gpu else []), _cpu_provider]
-        )
-    except Exception as exc:
-        raise ModelLoadError(
-            f"{context.spec.key}: ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {exc}"
-        ) from exc
-    session.disable_fallback()  # a GPU that fails shall fail the batch, not turn into a CPU unseen
-    return session
+    return options
 
 
 def _as_text(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+from contracts import topics
 from contracts.clock import Clock
 from contracts.emissions import Job, Outbound, failed, outbound
 from contracts.messages import Ran, Status
+from contracts.parts import joins_partition
 from contracts.plans import OUTPUT, Answer, Ask, Emission, Failure, Part
 from workers.draining import metrics
+from workers.draining.graves import Graves
 from workers.draining.large_hops import LargeHops
 from workers.draining.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
 _counters = {kind: metrics.EMISSIONS.labels(kind.__name__.lower()) for kind in (Ask, Part, Answer)}
+
+_LARGE_BYTES = 16 * 1024
+"""No topic takes records of fewer bytes only."""
 
 Done = Callable[[object], None]
 Unroutable = Callable[[str, Done], None]
@@ -58,6 +64,8 @@ class Courier:
         self._partition_of = partition_of
         self.large_hops: LargeHops | None = None
         """Where tensors go that do not fit into a record; without it, what is too large fails its step."""
+        self.graves: Graves | None = None
+        """Keeps answers that have nowhere to go, where nobody else does."""
 
     def send(
         self,
@@ -90,7 +98,10 @@ class Courier:
             else:
                 copy = (record.value, record.headers, record.key)
                 lost = (lambda known: self._lost(shipment, known), record)
-                self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost)
+                diverted = None
+                if self.graves is not None and isinstance(record.emission, Answer):  # one that takes nothing
+                    diverted = (lambda known: self._unroutable(shipment, known), record)
+                self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost, diverted)
 
     def _without_large(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> Iterable[Emission]:
         """The emissions that can go at once; the others follow when their tensors are stored."""
@@ -123,21 +134,48 @@ class Courier:
         emission = record.emission
         text = f"{record.topic} does not exist or does not take {len(record.value)} bytes"
         if isinstance(emission, Answer):
-            self._unroutable(shipment, record)
+            self._answer_lost(shipment, record, text)
             return
         self._ship(shipment, _undone(shipment.job, emission, text), None)
         shipment.settled()
 
-    @staticmethod
-    def _unroutable(shipment: Shipment, record: Outbound) -> None:
-        reply = shipment.job.reply
-        if reply is None:  # nobody asked for the result: that the job ran is the outcome
+    def _answer_lost(self, shipment: Shipment, answer: Outbound, why: str) -> None:
+        """If it was too large for its topic, a small one that says so is not."""
+        if len(answer.value) < _LARGE_BYTES:  # it is the topic, then
+            self._unroutable(shipment, answer)
+            return
+        (small,) = outbound(
+            shipment.job,
+            _undone(shipment.job, answer.emission, why),
+            0,
+            prefix=self._prefix,
+            partition_of=lambda _: None,
+        )
+        assert small.partition is not None  # noqa: S101 - the answer had one
+        lost = (lambda known: self._unroutable(shipment, known), answer)
+        copy = (small.value, small.headers, small.key)
+        self._publisher.publish(small.topic, small.partition, copy, (shipment.settled, None), lost)
+
+    def _unroutable(self, shipment: Shipment, record: Outbound) -> None:
+        job = shipment.job
+        text = (
+            f"{record.topic} is no reply topic, has no such partition or does not take these {len(record.value)} bytes"
+        )
+        if job.reply is None:  # nobody asked for the result: that the job ran is the outcome
             shipment.settled()
         elif shipment.unroutable is not None:
-            shipment.unroutable(f"{record.topic} is no reply topic, or has no such partition", shipment.settled)
+            shipment.unroutable(text, shipment.settled)
+        elif self.graves is not None:
+            self.graves.keep_answer(job, record, self._joins_of(job), text, shipment.settled)
         else:
-            log.warning("the answer of job %s has nowhere to go: %s", shipment.job.id, reply)
+            log.warning("the answer of job %s has nowhere to go: %s", job.id, job.reply)
             shipment.settled()
+
+    def _joins_of(self, job: Job) -> str:
+        """Where the parts of a job have met."""
+        pipeline = job.plan.pipeline
+        topic = topics.joins(self._prefix, pipeline.model, pipeline.version)
+        return f"{topic}/{joins_partition(job.id, job.plan.partitions)}/-"
 
 
 def _undone(job: Job, emission: Emission, why: str) -> list[Emission]:

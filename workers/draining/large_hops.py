@@ -19,7 +19,7 @@ from contracts.adapters.blobs import Blobs
 from contracts.errors import ConfigurationError, TransportError
 from contracts.names import DEFAULT_TENANT
 from contracts.payloads import ENVELOPE_BYTES
-from contracts.plans import Emission, Plan
+from contracts.plans import Answer, Emission, Plan
 from contracts.references import movable, moved
 from contracts.tensors import Tensor
 from workers.draining import metrics
@@ -48,7 +48,11 @@ class LargeHops:
         """Whether something of it has to be stored."""
         sizes = [len(tensor.data) for tensor in movable(plan, emission)]
         largest = max(sizes, default=0)
-        return largest > self._tensor_bytes or (largest > 0 and sum(sizes) + ENVELOPE_BYTES > self._record_bytes)
+        return largest > self._each(emission) or (largest > 0 and sum(sizes) + ENVELOPE_BYTES > self._record_bytes)
+
+    def _each(self, emission: Emission) -> int:
+        """What one tensor may have. A response has references only where it does not fit a record without."""
+        return self._record_bytes if isinstance(emission, Answer) else self._tensor_bytes
 
     def put(self, plan: Plan, emission: Emission, tenant: str, then: Then, failed: Failed) -> None:
         """Store what is too large; `then` gets the same emission with references, or `failed` the reason why not."""
@@ -82,7 +86,7 @@ class LargeHops:
             id(tensor.data): small.ref
             for tensor, small in zip(
                 one_each,
-                await self._blobs.store(one_each, each=self._tensor_bytes, total=total, tenant=tenant),
+                await self._blobs.store(one_each, each=self._each(emission), total=total, tenant=tenant),
                 strict=True,
             )
         }

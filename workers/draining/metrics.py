@@ -16,6 +16,8 @@ LOST_TO_RETENTION = telemetry.counter(
     "worker_requests_lost_to_retention", "Records that retention removed before they were answered."
 )
 PARTITIONS = telemetry.gauge("worker_partitions", "Partitions that this worker drains.", "topic")
+DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
+DEAD_LETTERS_LOST = telemetry.counter("worker_dead_letters_lost", "Dead letters that their topic did not take.")
 EMISSIONS = telemetry.counter("worker_emissions", "What steps of pipelines made: asks, parts and answers.", "kind")
 SPARED = telemetry.counter("worker_rows_spared", "Rows that a condition kept from a model, as in a cascade.", "model")
 HOP_PAYLOADS = telemetry.counter("worker_hop_payload_bytes", "Bytes that went from step to step through the store.")

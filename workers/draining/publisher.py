@@ -224,7 +224,11 @@ class Publisher:
             generation, sent_ms, sent = self._generation, self._clock.unix_ms(), self._clock.monotonic()
             try:
                 ack = await self._producer.publish_many(
-                    destination.topic, destination.partition, records, timeout_seconds=ACK_SECONDS
+                    destination.topic,
+                    destination.partition,
+                    records,
+                    timeout_seconds=ACK_SECONDS,
+                    is_lone=len(self._destinations) == 1,
                 )
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)

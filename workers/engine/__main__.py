@@ -1,7 +1,8 @@
 """The engine process of one lease: `python -P -m workers.engine --lease ID --token TOKEN --run-dir DIR`.
 
 Exit status: 0 when the link ended, Stop or SIGTERM came; 1 when there was no ingest process to talk to, or it talked
-nonsense; 3 when a model could not be loaded, which ingest was told with the reason.
+nonsense; 3 when a model could not be loaded, which ingest was told with the reason; 4 when the process has lost its
+device, so that only a new one can go on.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from contracts.errors import ModelLoadError
+from workers.backends.device_faults import DeviceLost
 from workers.engine.confinement import confine
 from workers.engine.engine import Engine, EngineLink
 
 log = logging.getLogger("workers.engine")
 
-ENDED, NO_INGEST, NOT_LOADED = 0, 1, 3
+ENDED, NO_INGEST, NOT_LOADED, NO_DEVICE = 0, 1, 3, 4
 _connect_seconds: Final = 30.0  # ingest may be slow to come up on a busy machine
 _retry_seconds: Final = 0.02
 
@@ -46,7 +48,8 @@ def connect(path: Path, seconds: float) -> socket.socket:
 def run(lease: str, token: str, run_dir: Path) -> int:
     """Serve one lease; the process's exit status."""
     try:
-        engine = Engine(EngineLink(connect(run_dir / f"{lease}.sock", _connect_seconds)), token)
+        link = EngineLink(connect(run_dir / f"{lease}.sock", _connect_seconds))
+        engine = Engine(link, token, run_dir / "compiled")
     except OSError as exc:
         log.error("no ingest process behind %s: %s", run_dir / f"{lease}.sock", exc)  # noqa: TRY400 - no stack needed
         return NO_INGEST
@@ -58,6 +61,9 @@ def run(lease: str, token: str, run_dir: Path) -> int:
     except ModelLoadError as exc:
         log.error("%s", exc, exc_info=exc.__cause__)  # noqa: TRY400 - the cause is what helps, not our stack
         return NOT_LOADED
+    except DeviceLost as exc:
+        log.error("the device is lost to this process: %s", exc)  # noqa: TRY400 - the library's words say more
+        return NO_DEVICE
     except ConnectionError as exc:
         log.info("the ingest process is gone: %s", exc)
     except (ValueError, TypeError):

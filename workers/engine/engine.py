@@ -1,4 +1,7 @@
-"""The launcher: one thread that takes batches from the link, runs them one after another and answers.
+"""The launcher: one thread that takes batches from the link and runs them one after another.
+
+It answers itself where a model computes in this thread. Where a device computes beside the host it launches the batch,
+and the completer answers.
 
 It blocks in `recv` when there is nothing to do, so an idle engine costs no time and a batch starts as soon as its frame
 is there. Nothing else happens on this thread: no timer, no metrics, no event loop. What the engine may know is in its
@@ -12,6 +15,7 @@ import gc
 import logging
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from contracts.errors import ModelLoadError
+from workers.engine.completer import Completer
 from workers.engine.model import LoadedModel
 from workers.engine.streaming import LinkEnded
 from workers.link import (
@@ -50,10 +55,13 @@ class EngineLink:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._decoder = FrameDecoder()
+        self._sending = threading.Lock()  # launcher and completer both answer
 
     def send(self, message: Message) -> None:
         """Send a message; ConnectionError when the ingest process is gone."""
-        self._socket.sendall(encode(message))
+        frame = encode(message)
+        with self._sending:
+            self._socket.sendall(frame)
 
     def messages(self) -> Iterator[Message]:
         """What ingest sends, until it closes the connection or we go quiet."""
@@ -74,14 +82,15 @@ class EngineLink:
 class Engine:
     """Introduces itself, loads what it is told, and runs batches until the link ends, Stop or `quiet`."""
 
-    def __init__(self, link: EngineLink, token: str) -> None:
-        self._link, self._token = link, token
+    def __init__(self, link: EngineLink, token: str, cache: Path | None = None) -> None:
+        self._link, self._token, self._cache = link, token, cache
         self._messages = link.messages()
         self._waiting: deque[Message] = deque()
         self._models: list[LoadedModel] = []
         self._slots: SlotFile | None = None
         self._ready: Ready | None = None
         self._is_quiet = False
+        self._completer: Completer | None = None
 
     def load(self) -> bool:
         """Shake hands and load; False when ingest ended first. Raises ModelLoadError, which ingest was told."""
@@ -104,18 +113,28 @@ class Engine:
         seconds = time.perf_counter() - started
         device = " + ".join(dict.fromkeys(model.backend.device for model in self._models))
         log.info("%s loaded on %s in %.2f s", ", ".join(model.key for model in load.models), device, seconds)
-        self._ready = Ready(device, seconds, timings)
+        graphs = tuple((len(model.graphs.captured), len(model.graphs.failed)) for model in self._models)
+        self._ready = Ready(device, seconds, timings, graphs)
+        if any(model.is_pipelined for model in self._models):
+            self._completer = Completer(self._link.send, self._link.quiet)
         return True
 
     def serve(self) -> None:
-        """Tell ingest that the models are ready, then run batches until there are no more."""
+        """Tell ingest that the models are ready, then run batches until there are no more. Raises DeviceLost."""
         if self._ready is None:
             raise RuntimeError("nothing is loaded")
-        link, models = self._link, self._models
-        link.send(self._ready)
+        self._link.send(self._ready)
+        try:
+            self._run_batches()
+        finally:
+            if self._completer is not None:
+                self._completer.close()
+
+    def _run_batches(self) -> None:
+        models = self._models
         for message in self._in_turn():
             if isinstance(message, Batch):
-                link.send(models[message.model].run(message, self._exchange))
+                self._run(models[message.model], message)
                 if self._is_quiet:
                     return
             elif isinstance(message, Stop):
@@ -124,6 +143,12 @@ class Engine:
                 models[message.model].states.forget(message.sequences)
             elif not isinstance(message, Continue):  # one for a stream that ended otherwise
                 raise TypeError(f"{type(message).__name__} while batches are served")
+
+    def _run(self, model: LoadedModel, batch: Batch) -> None:
+        if self._completer is not None and model.is_pipelined:
+            self._completer.put(model.launch(batch))
+        else:
+            self._link.send(model.run(batch, self._exchange))
 
     def _in_turn(self) -> Iterator[Message]:
         """What ingest sends, what came in the middle of a stream first."""
@@ -169,7 +194,8 @@ class Engine:
         except (OSError, ValueError) as exc:
             raise ModelLoadError(f"the slots at {load.slots_path} cannot be mapped: {exc}") from exc
         for model in load.models:
-            self._models.append(LoadedModel.load(model, self._slots, load.threads))
+            self._models.append(LoadedModel.load(model, self._slots, load.threads, self._cache))
+        any(model.pin() for model in self._models)  # once for all: the device is the same, and so are the slots
         # What was made by now lives as long as the process: collections need not walk it again and again.
         gc.collect()
         gc.freeze()

@@ -85,6 +85,15 @@ class OutputRegions:
                 np.copyto(np.ndarray(region.shape, source.dtype, view, region.offset), source)
         return tuple(region for region, _ in placed)
 
+    def room(self, outputs: object, rows: int, view: memoryview) -> tuple[tuple[Region, ...], Arrays]:
+        """Check what outputs will be; where in a slot's output region they may be written. Raises OutputMismatch."""
+        placed = self.place(outputs, rows)
+        arrays = {
+            region.name: np.ndarray(region.shape, numpy_type(region.datatype), view, region.offset)
+            for region, _ in placed
+        }
+        return tuple(region for region, _ in placed), arrays
+
 
 def _fault(array: object, datatype: str, dtype: np.dtype[Any], rows: int, tail: tuple[int, ...]) -> str | None:
     if array is None:

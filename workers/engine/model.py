@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, Literal, NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -22,12 +22,23 @@ from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec
 from contracts.tensors import BYTES
 from workers.backends import new_backend
-from workers.backends.base import Arrays, Backend, ModelContext, StatefulBackend, StreamingBackend, visible_device
+from workers.backends.base import (
+    Arrays,
+    Backend,
+    Graphs,
+    Launched,
+    ModelContext,
+    PipelinedBackend,
+    StatefulBackend,
+    StreamingBackend,
+    visible_device,
+)
+from workers.backends.device_faults import DeviceLost
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
 from workers.engine.states import States, made_up
 from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
 from workers.engine.timing import measure
-from workers.link import Batch, Done, Failed, ModelToLoad, Timing
+from workers.link import Batch, Done, Failed, ModelToLoad, Region, Timing
 from workers.slots import SlotFile
 
 log = logging.getLogger(__name__)
@@ -45,25 +56,29 @@ class LoadedModel:
         self._seen: set[str] = set()
         self._streaming = cast("StreamingBackend", backend) if spec.streaming else None
         self._stateful = cast("StatefulBackend", backend) if spec.sequences is not None else None
+        self._pipelined = cast("PipelinedBackend", backend) if getattr(backend, "is_pipelined", False) else None
+        self.graphs = Graphs()
         self.states = States()
 
     @classmethod
-    def load(cls, model: ModelToLoad, slots: SlotFile, threads: int) -> LoadedModel:
-        """Load and warm up. Raises ModelLoadError."""
+    def load(cls, model: ModelToLoad, slots: SlotFile, threads: int, cache: Path | None = None) -> LoadedModel:
+        """Load and warm up; `cache` is a folder for what libraries compile. Raises ModelLoadError."""
         try:
             spec = ModelSpec.model_validate_json(model.spec)
         except ValidationError as exc:
             raise ModelLoadError(f"{model.key}: its spec cannot be read: {exc}") from exc
         _check_artefacts(model, spec)
         backend = new_backend(spec.backend)
+        context = ModelContext(spec, Path(model.folder), threads, visible_device(os.environ), _cache_of(model, cache))
         try:
-            backend.load(ModelContext(spec, Path(model.folder), threads, visible_device(os.environ)))
+            backend.load(context)
         except ModelLoadError:
             raise
         except BaseException as exc:
             raise ModelLoadError(f"{model.key} cannot be loaded: {_in_a_line(exc)}") from exc
         loaded = cls(spec, backend, slots)
         loaded.warm_up()
+        loaded.capture(model.buckets)
         return loaded
 
     def warm_up(self) -> None:
@@ -81,6 +96,8 @@ class LoadedModel:
                 self._try(inputs, rows)
             except OutputMismatch as exc:
                 raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros: {exc}") from exc
+            except DeviceLost as exc:
+                raise ModelLoadError(f"{spec.key}: warm-up with {rows} rows of zeros lost the device: {exc}") from exc
             except MemoryError as exc:
                 raise ModelLoadError(
                     f"{spec.key}: no memory for a batch of {rows} rows; lower max_batch_size in model.yaml"
@@ -88,6 +105,28 @@ class LoadedModel:
             except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
                 log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
                 return
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether batches are launched and answered by the completer."""
+        return self._pipelined is not None
+
+    def capture(self, sizes: Sequence[int]) -> None:
+        """Make graphs for the sizes that padded batches have, where all shapes are known. Raises ModelLoadError."""
+        tensors = self.spec.inputs
+        has_open = len(self.spec.request_inputs) < len(tensors) or any(-1 in tensor.shape[1:] for tensor in tensors)
+        if self._pipelined is None or has_open or not self.spec.torch.graphs:
+            return
+        most = max(warm_up_sizes(tensors, self.spec.batching.max_batch_size, self._slots.input_bytes))
+        batches = (made_up_inputs(tensors, rows) for rows in sizes if rows <= most)
+        try:
+            self.graphs = self._pipelined.capture([batch for batch in batches if batch is not None])
+        except Exception as exc:
+            raise ModelLoadError(f"{self.spec.key}: the device failed while graphs were made: {exc}") from exc
+
+    def pin(self) -> bool:
+        """Tell the device of the slots; whether it took them."""
+        return self._pipelined is not None and self._pipelined.pin(self._slots.memory)
 
     def measure(self, sizes: Sequence[int], seconds: float) -> tuple[Timing, ...]:
         """How long batches of these sizes take, found out in about so many seconds; nothing where zeros say nothing.
@@ -136,19 +175,48 @@ class LoadedModel:
             else:
                 outputs = self.backend.infer(inputs, rows, batch.parameters)
                 regions = self._outputs.write(outputs, rows, slots.output(slot))
-        except LinkEnded:
+        except (LinkEnded, DeviceLost):
             raise
-        except OutputMismatch as exc:
-            return self._failed(batch, "output", exc, str(exc))
-        except MemoryError as exc:
-            return self._failed(batch, "memory", exc, _in_a_line(exc))
         except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
-            return self._failed(batch, "error", exc, _in_a_line(exc))
+            return self._failed(batch, exc)
         return Done(slot, batch.sequence, regions, (time.perf_counter_ns() - started) // 1000, step_us)
 
-    def _failed(
-        self, batch: Batch, kind: Literal["error", "memory", "output"], exc: BaseException, message: str
-    ) -> Failed:
+    def launch(self, batch: Batch) -> InFlight | Failed:
+        """Give a batch to the device; its outputs will stand in its slot. Raises DeviceLost."""
+        assert self._pipelined is not None  # noqa: S101 - the engine asks before
+        started, launched = time.perf_counter_ns(), None
+        try:
+            inputs = read_inputs(self._slots.input(batch.slot), batch.inputs)
+            launched = self._pipelined.launch(inputs, batch.rows, batch.parameters)
+            regions, arrays = self._outputs.room(launched.outputs, batch.rows, self._slots.output(batch.slot))
+            launched.fetch(arrays)
+        except DeviceLost:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
+            if launched is not None:
+                launched.abandon()
+            return self._failed(batch, exc)
+        return InFlight(self, batch, launched, regions, started)
+
+    def finish(self, flight: InFlight, began_ns: int) -> Done | Failed:
+        """Wait for a launched batch. Raises DeviceLost."""
+        batch = flight.batch
+        try:
+            flight.launched.wait()
+        except DeviceLost:
+            raise
+        except Exception as exc:  # noqa: BLE001 - what the device says of this batch
+            return self._failed(batch, exc)
+        compute_us = (time.perf_counter_ns() - max(flight.started_ns, began_ns)) // 1000
+        return Done(batch.slot, batch.sequence, flight.regions, compute_us)
+
+    def _failed(self, batch: Batch, exc: BaseException) -> Failed:
+        kind: Literal["error", "memory", "output"] = "error"
+        message = _in_a_line(exc)
+        if isinstance(exc, OutputMismatch):
+            kind, message = "output", str(exc)
+        elif isinstance(exc, MemoryError):
+            kind = "memory"
         # Each place is logged once with its lines of code: a model that always fails must not fill the disk. The text
         # of the exception stays out, since libraries quote their input in it.
         place = _place(exc)
@@ -164,6 +232,25 @@ class LoadedModel:
             self.backend.close()
         except Exception:
             log.exception("%s failed while it was closed", self.spec.key)
+
+
+class InFlight(NamedTuple):
+    """A batch that the device has been given."""
+
+    model: LoadedModel
+    batch: Batch
+    launched: Launched
+    regions: tuple[Region, ...]
+    started_ns: int
+
+    def finish(self, began_ns: int) -> Done | Failed:
+        """Wait for the outputs; the device was busy with others until `began_ns`. Raises DeviceLost."""
+        return self.model.finish(self, began_ns)
+
+
+def _cache_of(model: ModelToLoad, cache: Path | None) -> Path | None:
+    """Where things compiled from this version's artefacts may be kept; nowhere when it is not known that they are."""
+    return cache / f"{model.key}-{model.digest.removeprefix('sha256:')[:16]}" if cache and model.digest else None
 
 
 def _check_artefacts(model: ModelToLoad, spec: ModelSpec) -> None:

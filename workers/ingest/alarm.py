@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 _TOLERANCE_SECONDS = 0.0002
+_EARLY_SECONDS = 0.001  # timers count whole milliseconds, and ring before their time as often as after it
 
 
 class Alarm:
@@ -15,7 +16,7 @@ class Alarm:
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
-        self._at = math.inf
+        self._at = -math.inf
 
     def set(self, now: float, at: float) -> None:
         """Ring at `at`, in seconds of the clock that says that it is `now`."""
@@ -24,9 +25,20 @@ class Alarm:
                 return
             self._timer.cancel()
         self._at = at
-        self._timer = asyncio.get_running_loop().call_later(max(at - now, 0.0), self._ring)
+        self._timer = asyncio.get_running_loop().call_later(max(at - now, 0.0), self._rings)
+
+    def _rings(self) -> None:
+        self._timer = None
+        self._ring()
+
+    def moment(self, now: float) -> float:
+        """`now`, or the moment for which it has just rung too early: to ask for that once more would be in vain."""
+        has_rung = self._timer is None and now < self._at <= now + _EARLY_SECONDS
+        return self._at if has_rung else now
 
     def cancel(self) -> None:
         """Do not ring."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        self._at = -math.inf

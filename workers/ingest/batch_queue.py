@@ -33,6 +33,11 @@ PROMOTED_ROWS = 16
 _FAR = float("inf")
 
 
+def _nobody(_rows: int) -> float:
+    """The deadline before which requests are hopeless when none is."""
+    return 0.0
+
+
 class _Line:
     """Requests of one key and lane, the most urgent first."""
 
@@ -67,6 +72,29 @@ class _Line:
 
     def everything(self) -> list[Delivery]:
         return [*self._run, *(entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]))]
+
+
+class _Taking:
+    """A batch while it is put together from `waiting` rows; up to the deadline `limit` a request has no place in it."""
+
+    __slots__ = ("_hopeless", "_max_rows", "_now", "_waiting", "dropped", "limit", "ready", "room")
+
+    def __init__(self, max_rows: int, waiting: int, now: float, hopeless: Callable[[int], float]) -> None:
+        self._max_rows, self._waiting, self._now, self._hopeless = max_rows, waiting, now, hopeless
+        self.ready: list[Delivery] = []
+        self.dropped: list[Delivery] = []
+        self.room = max_rows
+        self.limit = max(now, hopeless(min(max_rows, waiting)))
+
+    def take(self, delivery: Delivery) -> None:
+        self.ready.append(delivery)
+        self.room -= delivery.rows
+
+    def drop(self, delivery: Delivery) -> None:
+        self.dropped.append(delivery)
+        self._waiting -= delivery.rows
+        if self._waiting < self._max_rows:
+            self.limit = max(self._now, self._hopeless(max(1, self._waiting)))
 
 
 class BatchQueue:
@@ -133,7 +161,8 @@ class BatchQueue:
         for group in reversed([group for group in groups if group]):
             self._groups.appendleft(group)
             self.rows += sum(delivery.rows for delivery in group)
-            self._count(group, 1)
+            if self.lane_rows is not None:
+                self._count(group, 1)
 
     def settled(self, delivery: Delivery) -> None:
         """A delivery that was taken has its outcome: the next of its record key may run."""
@@ -166,6 +195,8 @@ class BatchQueue:
 
     def _first_lane(self, now: float) -> int:
         waiting = [number for number, lane in enumerate(self._lanes) if lane]
+        if len(waiting) == 1:
+            return waiting[0]
         first = min(waiting, key=self._drawn.__getitem__)
         for number in (2, 1):
             is_old = any(_is_old(line.head(), now) for line in self._lanes[number].values())
@@ -208,30 +239,28 @@ class BatchQueue:
         return None
 
     def take(
-        self, key: Hashable, max_rows: int, now: float, hopeless: float = 0.0
+        self, key: Hashable, max_rows: int, now: float, hopeless: Callable[[int], float] = _nobody
     ) -> tuple[list[Delivery], list[Delivery]]:
         """Take up to `max_rows` rows, and at least one request: those to run, and those to refuse.
 
-        Refused are requests whose deadline has passed or is before `hopeless`; they take up no room.
+        Refused are requests whose deadline has passed or is before `hopeless` of the rows that the batch will have;
+        they take up no room. Each that is refused may make the batch smaller and quicker, and save the next.
         """
-        ready: list[Delivery] = []
-        dropped: list[Delivery] = []
-        limit = max(now, hopeless)
         lanes = [number for number, lane in enumerate(self._lanes) if key in lane]
-        room = max_rows
+        taking = _Taking(max_rows, sum(self._lanes[number][key].rows for number in lanes), now, hopeless)
         while len(lanes) > 1:  # one at a time, so that the draw decides about each
             number = self._drawn_lane(lanes, key, now)
-            left = self._take_from(number, key, (ready, dropped), room, limit, once=True)
-            if left == room:
+            left = taking.room
+            self._take_from(number, key, taking, once=True)
+            if taking.room == left:
                 lanes.remove(number)  # its head does not fit; others may
             elif key not in self._lanes[number]:
                 lanes.remove(number)
-            room = left
         if lanes:
-            self._take_from(lanes[0], key, (ready, dropped), room, limit)
+            self._take_from(lanes[0], key, taking)
         if self.lane_rows is not None:
-            self._count(itertools.chain(ready, dropped), -1)
-        return ready, dropped
+            self._count(itertools.chain(taking.ready, taking.dropped), -1)
+        return taking.ready, taking.dropped
 
     def refuse(self, key: Hashable, limit: float) -> list[Delivery]:
         """Take out what is most urgent and has its deadline before `limit`."""
@@ -255,38 +284,33 @@ class BatchQueue:
                 return number
         return first
 
-    def _take_from(
-        self,
-        number: int,
-        key: Hashable,
-        into: tuple[list[Delivery], list[Delivery]],
-        room: int,
-        limit: float,
-        *,
-        once: bool = False,
-    ) -> int:
-        """Take from one line what fits, at least a first request; the room that is left."""
-        ready, dropped = into
+    def _take_from(self, number: int, key: Hashable, taking: _Taking, *, once: bool = False) -> None:
+        """Take from one line what fits, at least a first request."""
         lane = self._lanes[number]
         line, before = lane[key], lane[key].rows
         while line.rows:
             head = line.head()
-            if head.deadline <= limit:
-                dropped.append(line.pop())
+            if head.deadline <= taking.limit:
+                taking.drop(line.pop())
                 continue
-            if head.rows > room and ready:
+            if head.rows > taking.room and taking.ready:
                 break
-            ready.append(line.pop())
-            room -= head.rows
+            taking.take(line.pop())
             if once:
                 break
         taken = before - line.rows
         self.rows -= taken
-        self._level = max(self._level, min(self._drawn[each] for each, queued in enumerate(self._lanes) if queued))
-        self._drawn[number] += taken / SHARES[number]
+        drawn = self._drawn
+        if drawn[number] > self._level:
+            high, normal, low = self._lanes
+            is_alone = lane is normal and not high and not low
+            self._level = drawn[number] if is_alone else max(self._level, self._least_drawn())
+        drawn[number] += taken / SHARES[number]
         if not line.rows:
             del lane[key]
-        return room
+
+    def _least_drawn(self) -> float:
+        return min(drawn for drawn, lane in zip(self._drawn, self._lanes, strict=True) if lane)
 
     def remove(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Take out every delivery for which `unwanted` is true."""

@@ -8,6 +8,7 @@ A completion first launches the next batch and then encodes its own responses, s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -113,8 +114,7 @@ class Batcher:
 
     def put(self, delivery: Delivery) -> None:
         """Queue a request; call `pump` after the last of several."""
-        room = self.room
-        if room.rejects and room.refuses(self.queue.rows, delivery.rows, delivery.origin.claim.lane):
+        if self.room.rejects and self.room.refuses(self.queue.rows, delivery.rows, delivery.origin.claim.lane):
             self._responder.fail(delivery, Status.OVERLOADED, _FULL, retryable=True)
             return
         self._arrived_rows += delivery.rows
@@ -189,22 +189,18 @@ class Batcher:
         """How many more rows the queue is to have, at least one."""
         return self.room.left(self.queue.rows)
 
-    def open_lanes(self) -> None:
-        """Requests of other priorities come from topics of their own from now on."""
-        if self.queue.lane_rows is None:
-            self.room.open_lanes(self.queue.count_lanes())
-
     def look(self) -> None:
         """Note what has arrived, say whether the queue takes more, and let streams go on that had no room."""
         if self._arrived_rows:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
         self._streams.resume()
-        self.room.look(self.queue.rows, is_stale=self._is_stale)
+        if self.queue.rows >= self.room.looks_from:
+            self.room.look(self.queue.rows, is_stale=self._is_stale)
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""
-        now = self._clock.monotonic()
+        now = self._alarm.moment(self._clock.monotonic())
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
@@ -265,7 +261,7 @@ class Batcher:
             laid = self._layout.fill(self._slots.input(slot), deliveries)
         except ValueError:
             self._launcher.release(slot)
-            self._too_large(deliveries)
+            self._failures.too_large(deliveries, self._slots.input_bytes)
             return False
         now = self._clock.monotonic()
         for delivery in deliveries:
@@ -276,41 +272,43 @@ class Batcher:
         stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
         self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
         self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
+        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
+        # In the same turn of the loop, but behind the batch: what waits for Redis to be woken is the engine.
+        self._suspects.launched(slot, deliveries)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()
         metrics.BATCH_ROWS.observe(rows)
-        self._suspects.launched(slot, deliveries)  # before the batch leaves, in this turn of the loop
-        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
         return True
-
-    def _too_large(self, deliveries: list[Delivery]) -> None:
-        """A batch that does not fit its slot is halved; a single request that does not can never run here."""
-        if len(deliveries) > 1:
-            self.queue.put_groups(isolate.halves(deliveries))
-            return
-        text = f"the request's tensors exceed a slot of {self._slots.input_bytes} bytes; raise slot_mib in model.yaml"
-        self._responder.fail(deliveries[0], Status.INVALID, text)
-        self.queue.settled(deliveries[0])
 
     # --- back from the engine -----------------------------------------------------------------------------------------
 
     def done(self, done: Done) -> None:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
-        seconds = done.compute_us / 1e6
-        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
-            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
         self._gate.ran(flight.open)
+        if self._launcher.is_waiting:  # the engine comes first, and what it took decides about the next batch
+            self._learn(flight, done)
+            self.pump()
+            self._finish(flight, done)
+        else:  # nobody waits but those who asked for this
+            self._finish(flight, done)
+            asyncio.get_running_loop().call_soon(self._learn, flight, done)  # behind the beginning of the sending
+        self._launcher.release(done.slot)
         self.pump()
-        metrics.COMPUTE.observe(seconds)
+
+    def _finish(self, flight: Flight, done: Done) -> None:
         if flight.stream is None:
             self._answer(flight, done)
         else:
             self._streams.finish(flight, done)
         self._responder.count_successes()
-        self._launcher.release(done.slot)
-        self.pump()
+
+    def _learn(self, flight: Flight, done: Done) -> None:
+        seconds = done.compute_us / 1e6
+        if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
+            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+        metrics.COMPUTE.observe(seconds)
 
     def part(self, part: Part) -> None:
         """Send a part to each request that it is for; the engine goes on when there is room for more."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
+from contracts.serving_specs import BatchingSpec
+
 _SMALL = (1, 2, 4, 8, 16, 24)
 
 
@@ -25,6 +27,13 @@ def bucket_sizes(max_rows: int, preferred: Iterable[int] = ()) -> tuple[int, ...
             sizes.append(size + size // 2)
         size *= 2
     return (*sizes, max_rows)
+
+
+def batch_sizes(batching: BatchingSpec) -> tuple[int, ...]:
+    """The sizes that a model's batches are planned with."""
+    if batching.batch_invariant:
+        return (batching.max_batch_size,)
+    return bucket_sizes(batching.max_batch_size, batching.preferred_batch_sizes)
 
 
 class Buckets:

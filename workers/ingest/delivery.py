@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
-from contracts.messages import Parameters, ReplyAddress, RequestHeaders, SequenceStep
+from contracts.messages import Parameters, Ran, ReplyAddress, RequestHeaders, SequenceStep
 from contracts.names import DEFAULT_TENANT
+from contracts.plans import Plan
 from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 
@@ -22,15 +23,18 @@ NORMAL = LANES["normal"]
 class Leg:
     """What a step of a pipeline's job brings besides its request.
 
-    `deadline` is the job's, `carried` what travels past the model to later steps.
+    `deadline` is the job's, `carried` what travels past the model to later steps, `ran` the step before. `plan` is
+    there once the answer has begun to pass in parts.
     """
 
-    __slots__ = ("carried", "deadline", "headers")
+    __slots__ = ("carried", "deadline", "headers", "plan", "ran")
 
     def __init__(self, headers: RequestHeaders, deadline: float) -> None:
         self.headers = headers
         self.deadline = deadline
         self.carried: tuple[Tensor, ...] = ()
+        self.ran: Ran | None = None
+        self.plan: Plan | None = None
 
     @property
     def is_over(self) -> bool:

@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import Protocol, cast
 
+from workers.ingest import metrics
 from workers.ingest.engine_process import EngineProcess, peer_pid
 from workers.link import (
     Batch,
@@ -207,6 +208,9 @@ class EngineLink:
             self._handler.engine_failed(message)
         elif isinstance(message, Ready):
             self._is_warm = True
+            for model, (captured, failed) in zip(self._load.models, message.graphs, strict=False):
+                metrics.ENGINE_GRAPHS.labels(model.key, "captured").set(captured)
+                metrics.ENGINE_GRAPHS.labels(model.key, "failed").set(failed)
             self._load = untimed(self._load)
             self._leave_word()
             self._handler.engine_ready(message)

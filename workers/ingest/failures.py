@@ -58,6 +58,15 @@ class Failures:
             self._answers.retry(deliveries[0], "memory", failed.message)
             self._settle(deliveries[0])
 
+    def too_large(self, deliveries: list[Delivery], slot_bytes: int) -> None:
+        """A batch that does not fit its slot is halved; a single request that does not can never run here."""
+        if len(deliveries) > 1:
+            self._queue.put_groups(isolate.halves(deliveries))
+            return
+        text = f"the request's tensors exceed a slot of {slot_bytes} bytes; raise slot_mib in model.yaml"
+        self._answers.fail(deliveries[0], Status.INVALID, text)
+        self._queue.settled(deliveries[0])
+
     def out_of_memory(self, rows: int) -> None:
         """Cut no batch as large as one that the device had no memory for."""
         model = str(self._spec.key)

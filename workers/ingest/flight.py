@@ -10,14 +10,18 @@ from workers.ingest.delivery import Delivery
 
 
 class Line:
-    """One request of a stream: how many parts it has had, and these parts if its caller takes only the whole."""
+    """One request of a stream: how many parts it has had, and these parts if its caller takes only the whole.
 
-    __slots__ = ("_joined", "_size", "delivery", "index", "is_open")
+    `takes_parts` is None while nobody knows.
+    """
+
+    __slots__ = ("_joined", "_size", "delivery", "index", "is_open", "takes_parts")
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.index = 0
         self.is_open = True
+        self.takes_parts: bool | None = None if delivery.stream else False
         self._joined: list[tuple[Tensor, ...]] = []
         self._size = 0
 
@@ -63,6 +67,11 @@ class Stream:
     def open(self) -> list[Delivery]:
         """The requests that have no outcome yet."""
         return [line.delivery for line in self.lines if line.is_open]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is clear of each request what becomes of its parts."""
+        return all(line.takes_parts is not None for line in self.lines if line.is_open)
 
     @property
     def gone(self) -> tuple[int, ...]:

@@ -8,26 +8,28 @@ from contracts.messages import Receipt, Status
 from contracts.plans import Failure
 from contracts.tensors import Tensor
 from workers.ingest.delivery import Delivery, Place
-from workers.ingest.fusion import Fusion, step_of
+from workers.ingest.fused_run import step_of
+from workers.ingest.fusion import Fusion
+from workers.ingest.responder import Responder
 
 
 class FusedAnswers:
     """What the batcher of one model says about steps."""
 
-    def __init__(self, fusion: Fusion, device: Callable[[], str], worker: str) -> None:
+    def __init__(self, fusion: Fusion, responder: Responder, worker: str) -> None:
         self._fusion = fusion
-        self._device = device
+        self._responder = responder
         self._worker = worker
 
     @property
     def device(self) -> str:
         """Where the engine says it runs."""
-        return self._device()
+        return self._responder.device
 
     @property
     def has_room(self) -> bool:
-        """What a step yields stays here: its parts are joined."""
-        return True
+        """Whether the callers' reply topics take further parts."""
+        return self._responder.has_room
 
     @property
     def way_back_seconds(self) -> float:
@@ -37,15 +39,19 @@ class FusedAnswers:
     def count_successes(self) -> None:
         """Steps are no responses."""
 
+    def when_known(self, delivery: Delivery, then: Callable[[bool], None]) -> None:
+        """Only those steps ask for parts whose jobs pass them on."""
+        then(True)
+
     def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
-        """No step asks for parts."""
-        return False
+        """A step has a part."""
+        return self._fusion.part(delivery, outputs, place, self._receipt(delivery))
 
     def succeed(
         self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
     ) -> None:
         """A step has its outputs."""
-        self._fusion.succeeded(delivery, outputs, receipt)
+        self._fusion.succeeded(delivery, outputs, receipt, place)
 
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
         """A step failed."""

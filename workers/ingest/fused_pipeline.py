@@ -59,7 +59,7 @@ class FusedPipeline(Served):
             retry_delays=around.settings.worker.retry_delays_seconds,
             settled=self._suspects.settled,
         )
-        answers = FusedAnswers(self.fusion, lambda: self.responder.device, around.lease.id)
+        answers = FusedAnswers(self.fusion, self.responder, around.lease.id)
         self.fusion.models = {
             model.key: FusedModel(Validator(model.spec), self._batcher(model, answers)) for model in models
         }

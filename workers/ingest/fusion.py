@@ -5,6 +5,8 @@ step that the plan asks for becomes a delivery in its model's queue, where rows 
 what ends there goes back to the plan. One record is read and one response published for each job; whatever happens in
 between is done again by the next owner of the partition if this worker dies.
 
+Where the last step's model streams and the caller takes parts, they are published as they come, by the plan's rules.
+
 Steps keep the rules of chained ones: their time limits, retries after a delay, what is dead-lettered, cancellation.
 """
 
@@ -21,18 +23,20 @@ from contracts.advance import advance, start
 from contracts.clock import Clock
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
-from contracts.messages import Ran, Receipt, RequestBody, RequestHeaders, Status
+from contracts.linear_tail import end_of, part_of, tail_of
+from contracts.messages import Ran, Receipt, RequestBody, Status
 from contracts.names import ModelVersion
-from contracts.plans import Answer, Ask, Emission, Failure, Outcome, Plan, Value
+from contracts.plans import Answer, Ask, Emission, Failure, Outcome, Plan, Skip, Value
 from contracts.retries import next_delay
 from contracts.tensors import Tensor
 from workers.draining.courier import Courier, Done
 from workers.ingest import metrics
 from workers.ingest.batcher import Batcher
-from workers.ingest.delivery import Delivery, Leg, Origin
-from workers.ingest.fused_job import FusedJob
+from workers.ingest.delivery import Delivery, Origin, Place
+from workers.ingest.fused_run import FusedRun, FusedStep, step_of
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import RETRIED
+from workers.ingest.responder import PART_TOO_LARGE
 from workers.ingest.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -47,52 +51,16 @@ class Desk(Protocol):
     def unroutable(self, origin: Origin, message: str, then: Done) -> None:
         """Keep a job whose answer has nowhere to go, then go on."""
 
+    def send_part(self, origin: Origin, key: ModelVersion, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """Send a part of a job's answer; False when it is too large."""
+        ...
+
 
 class FusedModel(NamedTuple):
     """One model of the plan."""
 
     validator: Validator
     batcher: Batcher
-
-
-class _Run:
-    """A job under way. `past` is its request if an engine or a worker has ended with it before."""
-
-    __slots__ = ("has_run", "is_over", "job", "past", "ran", "request", "timers")
-
-    def __init__(self, plan: Plan, request: Delivery, past: Delivery | None) -> None:
-        self.job = FusedJob(plan)
-        self.request = request
-        self.past = past
-        self.ran: Ran | None = None
-        self.timers: list[asyncio.TimerHandle] = []
-        self.has_run = self.is_over = False
-
-    def end(self) -> bool:
-        """Nothing that still runs of it counts; False when it had ended already."""
-        was_over, self.is_over = self.is_over, True
-        for timer in self.timers:
-            timer.cancel()
-        return not was_over
-
-
-class FusedStep(Leg):
-    """A step's place in its job; the delivery of the step carries it."""
-
-    __slots__ = ("ask", "attempt", "run")
-
-    def __init__(self, run: _Run, ask: Ask, attempt: int) -> None:
-        super().__init__(RequestHeaders(run.request.origin.request_id, None), run.request.deadline)
-        self.run, self.ask, self.attempt = run, ask, attempt
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its job has ended without it."""
-        return self.run.is_over
-
-    def end(self) -> bool:
-        """The job leaves this worker's hands; False when it has already."""
-        return self.run.end()
 
 
 class Fusion:
@@ -117,7 +85,7 @@ class Fusion:
         self._desk = desk
         self._clock = clock
         self._retry_delays = retry_delays
-        self._runs: set[_Run] = set()
+        self._runs: set[FusedRun] = set()
         self.models: Mapping[ModelVersion, FusedModel] = {}
         """To be given before the first job."""
 
@@ -125,7 +93,7 @@ class Fusion:
 
     def put(self, delivery: Delivery, past: Delivery | None = None) -> None:
         """Begin a job; call `pump` after the last of several."""
-        run = _Run(self._plan, delivery, past)
+        run = FusedRun(self._plan, delivery, past)
         self._runs.add(run)
         if self._plan.joins:
             left = max(0.0, delivery.deadline - self._clock.monotonic())
@@ -166,19 +134,25 @@ class Fusion:
         """How many more rows the fullest queue is to have, at least one."""
         return min(model.batcher.room_rows for model in self.models.values())
 
-    def _taken(self, run: _Run, emit: Callable[[], Iterable[Emission]]) -> list[Ask]:
+    def _taken(self, run: FusedRun, emit: Callable[[], Iterable[Emission]]) -> list[Ask]:
         try:
             return run.job.take(emit())
         except Exception as exc:  # let through, it would leave the job without an outcome for ever
             log.exception("job %s cannot go on", run.request.origin.request_id)
-            text = f"what follows could not be found: {type(exc).__name__}"
-            return run.job.take([Answer(failure=Failure(Status.INTERNAL, text, ""))])
+            return run.job.take([_lost_way(exc)])
 
-    def _go_on(self, run: _Run, asks: Iterable[Ask]) -> None:
+    def _attempt(self, run: FusedRun, make: Callable[[], Answer]) -> Answer:
+        try:
+            return make()
+        except Exception as exc:  # the same
+            log.exception("job %s cannot be answered", run.request.origin.request_id)
+            return _lost_way(exc)
+
+    def _go_on(self, run: FusedRun, asks: Iterable[Ask]) -> None:
         todo = deque(asks)
         while todo and not run.is_over:
             ask = todo.popleft()
-            failure = self._ask(run, ask, 1)
+            failure = self._ask(run, ask, 1, run.ran)
             if failure is not None:
                 todo += self._after(run, ask, failure)
         for join, timeout_ms in run.job.begun:
@@ -187,7 +161,7 @@ class Fusion:
         if run.job.answer is not None and not run.is_over:
             self._answer(run, run.job.answer)
 
-    def _ask(self, run: _Run, ask: Ask, attempt: int) -> Failure | None:
+    def _ask(self, run: FusedRun, ask: Ask, attempt: int, ran: Ran | None) -> Failure | None:
         """Queue a step; why it cannot be, or None."""
         model = self.models[ask.model]
         try:
@@ -198,7 +172,7 @@ class Fusion:
         origin = request.origin
         deadline = request.deadline if ask.timeout_ms is None else min(request.deadline, now + ask.timeout_ms / 1000)
         step = Delivery(
-            Origin(origin.claim, origin.record, origin.request_id, None, attempt, FusedStep(run, ask, attempt)),
+            Origin(origin.claim, origin.record, origin.request_id, None, attempt, FusedStep(run, ask, attempt, ran)),
             inputs=checked.inputs,
             parameters=ask.parameters,
             rows=checked.rows,
@@ -207,6 +181,7 @@ class Fusion:
             deadline=deadline,
             queued_us=request.queued_us,
             lane=request.lane,
+            stream=request.stream and tail_of(self._plan, ask.node) is not None,
         )
         if run.past is None:
             model.batcher.put(step)
@@ -216,12 +191,32 @@ class Fusion:
             model.batcher.run_alone(step)
         return None
 
-    def _after(self, run: _Run, ask: Ask, outcome: Outcome) -> list[Ask]:
+    def _after(self, run: FusedRun, ask: Ask, outcome: Outcome) -> list[Ask]:
         return self._taken(run, lambda: advance(self._plan, ask.node, ask.branch, outcome, ask.carried))
 
     # --- back from the models -----------------------------------------------------------------------------------------
 
-    def succeeded(self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt) -> None:
+    def part(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place, receipt: Receipt) -> bool:
+        """The last step has a part; False when that ended the step, or the job had ended."""
+        step = step_of(delivery)
+        run, ask = step.run, step.ask
+        if run.is_over:
+            return False
+        values = {tensor.name: tensor for tensor in outputs}
+        answer = self._attempt(run, lambda: part_of(self._plan, ask.node, values, ask.carried))
+        run.has_run = True
+        if answer.failure is not None:
+            run.ran = step.ended(receipt)
+            self._answer(run, answer)
+            return False
+        is_sent = self._desk.send_part(run.request.origin, self._plan.pipeline, answer.outputs, place)
+        if not is_sent:
+            self.failed(delivery, Failure(Status.INTERNAL, PART_TOO_LARGE, ask.node), receipt)
+        return is_sent
+
+    def succeeded(
+        self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
+    ) -> None:
         """A step has its outputs, views of a slot: what is needed of them is copied before this returns."""
         step = step_of(delivery)
         run, ask = step.run, step.ask
@@ -233,8 +228,14 @@ class Fusion:
             for tensor in outputs
             if tensor.name in used
         }
-        run.has_run, run.ran = True, Ran(ask.node, receipt, ask.branch)
-        self._go_on(run, self._after(run, ask, Value(tensors)))
+        run.has_run, run.ran = True, step.ended(receipt)
+        if place is not None:
+            at, name = place
+            self._answer(
+                run, self._attempt(run, lambda: end_of(self._plan, ask.node, tensors, ask.carried, index=at, run=name))
+            )
+        else:
+            self._go_on(run, self._after(run, ask, Value(tensors) if outputs else Skip()))  # a stream without parts
 
     def failed(self, delivery: Delivery, failure: Failure, receipt: Receipt) -> None:
         """A step has no outputs."""
@@ -242,7 +243,7 @@ class Fusion:
         run = step.run
         if run.is_over or self._leaves(run):
             return
-        run.has_run, run.ran = True, Ran(step.ask.node, receipt, step.ask.branch)
+        run.has_run, run.ran = True, step.ended(receipt)
         if failure.status is Status.CANCELLED:
             self._answer(run, Answer(failure=failure))
             return
@@ -261,7 +262,7 @@ class Fusion:
         if not step.run.is_over and not self._put_off(step):
             self.failed(delivery, failure, receipt)
 
-    def _gave_up(self, run: _Run, ask: Ask, failure: Failure, _: object = None) -> None:
+    def _gave_up(self, run: FusedRun, ask: Ask, failure: Failure, _: object = None) -> None:
         if not run.is_over:
             self._go_on(run, self._after(run, ask, failure))
             self.pump()
@@ -280,12 +281,12 @@ class Fusion:
         return True
 
     def _again(self, step: FusedStep) -> list[Ask]:
-        failure = self._ask(step.run, step.ask, step.attempt + 1)
+        failure = self._ask(step.run, step.ask, step.attempt + 1, step.ran)
         return [] if failure is None else self._after(step.run, step.ask, failure)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _later(self, run: _Run, seconds: float, what: Callable[[], list[Ask]]) -> None:
+    def _later(self, run: FusedRun, seconds: float, what: Callable[[], list[Ask]]) -> None:
         def due() -> None:
             if not run.is_over:
                 self._go_on(run, self._guarded(run, what))
@@ -293,7 +294,7 @@ class Fusion:
 
         run.timers.append(asyncio.get_running_loop().call_later(seconds, due))
 
-    def _guarded(self, run: _Run, what: Callable[[], list[Ask]]) -> list[Ask]:
+    def _guarded(self, run: FusedRun, what: Callable[[], list[Ask]]) -> list[Ask]:
         asks: list[Ask] = []
 
         def emit() -> Iterable[Emission]:
@@ -302,14 +303,14 @@ class Fusion:
 
         return asks + self._taken(run, emit)
 
-    def _time_is_over(self, run: _Run) -> None:
+    def _time_is_over(self, run: FusedRun) -> None:
         """Joins go on without what has not come; what is left of the job then is answered by that."""
         if run.is_over or self._leaves(run):
             return
         self._go_on(run, self._guarded(run, run.job.all_late))
         self.pump()
 
-    def _leaves(self, run: _Run) -> bool:
+    def _leaves(self, run: FusedRun) -> bool:
         """Whether a job's partition is another worker's by now, who may still answer OK."""
         claim = run.request.origin.claim
         if claim.is_over and run.end():
@@ -319,7 +320,7 @@ class Fusion:
 
     # --- the end of a job ---------------------------------------------------------------------------------------------
 
-    def _answer(self, run: _Run, answer: Answer) -> None:
+    def _answer(self, run: FusedRun, answer: Answer) -> None:
         run.end()
         self._runs.discard(run)
         origin = run.request.origin
@@ -353,7 +354,6 @@ class Fusion:
                 model.batcher.drop(lambda step: step_of(step).is_over)
 
 
-def step_of(delivery: Delivery) -> FusedStep:
-    step = delivery.origin.leg
-    assert isinstance(step, FusedStep)  # noqa: S101 - nothing else is queued here
-    return step
+def _lost_way(exc: Exception) -> Answer:
+    text = f"what follows could not be found: {type(exc).__name__}"
+    return Answer(failure=Failure(Status.INTERNAL, text, ""))

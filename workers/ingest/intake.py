@@ -89,7 +89,7 @@ class Intake:
             raise DeadlineExceeded(msg)
         body = decode_request(origin.record.value)
         if origin.leg is not None:
-            origin.leg.carried = body.carried
+            origin.leg.carried, origin.leg.ran = body.carried, body.ran
         checked = self._validator.check(body)
         return Delivery(
             origin,
@@ -101,7 +101,7 @@ class Intake:
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
             lane=LANES[headers.priority] if origin.claim.lane is None else origin.claim.lane,
-            stream=headers.stream and headers.hop is None,
+            stream=headers.stream,
             sequence=headers.sequence,
             is_remote=checked.is_remote,
         )

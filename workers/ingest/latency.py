@@ -3,7 +3,8 @@
 `LatencyTable` keeps mean and variance of the computing time per bucket. Its p99 is the mean and three deviations, but
 at least the second longest of the last twenty batches: it rises as soon as two batches were slow and falls as they
 leave the window, while a single hiccup of the machine does not turn away requests that could be served. Buckets never
-seen are estimated from those that were.
+seen are estimated from those that were, and within a bucket a batch takes what lies between the sizes, unless all are
+filled up to a size. A single odd batch moves a mean by little.
 
 Before the first batch the table may be seeded with what an engine measured on made-up inputs. A bucket's seed counts
 until it has real samples enough; from then on the seeds of the others are scaled by what the nearest such bucket turned
@@ -29,6 +30,7 @@ STALE_SECONDS = 0.1
 _ALPHA = 0.1
 _WINDOW = 20
 _SPIKE = 3.0  # a batch that took this many times the mean counts in full only when the next one did too
+_ODD, _LEAST_ODD = 3.0, 0.05  # deviations, or a part of the mean, that one batch moves it by at most (Huber)
 _DERIVE_EVERY = 32
 
 
@@ -52,7 +54,9 @@ class _Bucket:
             if seconds > ceiling and previous > ceiling:
                 self.mean, self.variance = min(seconds, previous), 0.0  # two in a row: the world has changed
                 return
-            seconds = min(seconds, ceiling)
+            # One odd batch is no news. Should it be, the deviation grows with it, and the mean follows soon.
+            most = max(_ODD * math.sqrt(self.variance), _LEAST_ODD * self.mean)
+            seconds = min(max(seconds, self.mean - most), self.mean + most)
         # The first samples weigh alike, later ones exponentially less.
         weight = max(_ALPHA, 1 / self.count)
         step = seconds - self.mean
@@ -67,8 +71,11 @@ class _Bucket:
 class LatencyTable:
     """Computing seconds by bucket: expected and 99th percentile."""
 
-    def __init__(self, buckets: Buckets) -> None:
+    def __init__(self, buckets: Buckets, *, is_stepped: bool = False) -> None:
+        """`is_stepped` says that a batch is filled up to its bucket, and takes as long as that."""
         self.buckets = buckets
+        self._is_stepped = is_stepped
+        self._slopes = [0.0] * len(buckets.sizes)
         self._seen = [_Bucket() for _ in buckets.sizes]
         self._means = [0.0] * len(buckets.sizes)
         self._p99s = [0.0] * len(buckets.sizes)
@@ -86,7 +93,7 @@ class LatencyTable:
         self.last_sample = now
         index = self.buckets.index(rows)
         bucket = self._seen[index]
-        bucket.observe(seconds)
+        bucket.observe(seconds + self._slopes[index] * max(0, self.buckets.sizes[index] - rows))
         if bucket.count < MIN_SAMPLES:
             return
         self._means[index], self._p99s[index] = bucket.mean, bucket.p99()
@@ -106,11 +113,20 @@ class LatencyTable:
 
     def mean(self, rows: int) -> float:
         """Expected seconds for a batch of `rows`; 0 while nothing is known."""
-        return self._means[self.buckets.index(rows)]
+        return self._less(self._means, rows)
 
     def p99(self, rows: int) -> float:
         """Seconds that 99 of 100 batches of `rows` do not exceed; 0 while nothing is known."""
-        return self._p99s[self.buckets.index(rows)]
+        return self._less(self._p99s, rows)
+
+    def _less(self, seconds: list[float], rows: int) -> float:
+        """What a batch takes that fills its bucket, less what the missing rows would have taken."""
+        index = self.buckets.index(rows)
+        return seconds[index] - self._slopes[index] * max(0, self.buckets.sizes[index] - rows)
+
+    def deviation(self, rows: int) -> float:
+        """The standard deviation of the seconds for `rows`, odd batches left out; 0 while none has run."""
+        return math.sqrt(self._seen[self.buckets.index(rows)].variance)
 
     def may_refuse(self, now: float) -> bool:
         """Whether the estimates are good enough to turn work away."""
@@ -136,6 +152,10 @@ class LatencyTable:
         for index in range(len(self._seen)):
             if index not in known:
                 self._means[index] = self._p99s[index] = self._estimate(index, known)
+        if not self._is_stepped:
+            sizes, means = self.buckets.sizes, self._means
+            for index in range(1, len(sizes)):
+                self._slopes[index] = max(0.0, means[index] - means[index - 1]) / (sizes[index] - sizes[index - 1])
 
     def _scale(self, index: int, measured: list[int]) -> float:
         """How many times longer real batches take than made-up ones, as the nearest bucket that has both says."""

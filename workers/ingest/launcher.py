@@ -17,6 +17,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from contracts.clock import Clock
+from workers.ingest.handover import Handover
 from workers.ingest.policy import DEPTH, Engine
 from workers.ingest.turns import Claimant, Turns
 from workers.link import Done, Failed, Part, Timing
@@ -72,10 +73,15 @@ class Launching(Protocol):
 
 
 class _Flight(NamedTuple):
+    """A batch that the engine has: when it was sent, whether to an idle engine, and when it should be back."""
+
     model: int
     number: int
     seconds: float
     is_alone: bool
+    launched: float
+    was_idle: bool
+    ends: float
 
 
 class Launcher:
@@ -91,7 +97,7 @@ class Launcher:
         self._models: list[Launching] = []
         self._flights: dict[int, _Flight] = {}
         self._launched = 0
-        self._free_at = 0.0
+        self._handover = Handover()
         self._is_pumping = self._pump_again = False
 
     def join(self, batches: Launching) -> int:
@@ -105,6 +111,11 @@ class Launcher:
     def is_idle(self) -> bool:
         """Whether the engine has nothing at all."""
         return not self._flights
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any model's requests wait for a batch."""
+        return any(batches.is_waiting for batches in self._models)
 
     @property
     def running(self) -> tuple[int, int] | None:
@@ -123,7 +134,9 @@ class Launcher:
 
     def engine(self, now: float) -> Engine:
         """How much the engine has in hand, and when it is expected to be free."""
-        return Engine(len(self._flights), max(0.0, self._free_at - now) if self._flights else 0.0)
+        flights, handover = self._flights, self._handover
+        wait = max(flight.ends for flight in flights.values()) - now if flights else 0.0
+        return Engine(len(flights), wait, handover=handover.seconds, lead=handover.lead)
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
@@ -138,10 +151,11 @@ class Launcher:
                 self._pump_again = False
                 for batches in self._models:
                     batches.look()
-                while self._has_place() and self._launch_one():
-                    pass
-                for batches in self._models:
-                    batches.look()
+                if self.is_waiting:
+                    while self._has_place() and self._launch_one():
+                        pass
+                    for batches in self._models:
+                        batches.look()
         finally:
             self._is_pumping = False
 
@@ -169,7 +183,7 @@ class Launcher:
             return [suspect]
         now = self._clock.monotonic()
         longest = max((flight.seconds for flight in self._flights.values()), default=0.0)
-        horizon = now + self.engine(now).wait + longest
+        horizon = now + max(0.0, self.engine(now).wait) + longest
         return self._turns.order([Claimant(model, self._models[model].latest_start()) for model in waiting], horizon)
 
     def acquire(self) -> tuple[int, int]:
@@ -186,8 +200,9 @@ class Launcher:
         """A batch is about to be sent; it is expected to take so long."""
         now = self._clock.monotonic()
         self._launched += 1
-        self._free_at = max(now, self._free_at if self._flights else now) + seconds
-        self._flights[slot] = _Flight(model, self._launched, seconds, is_alone)
+        begins = max((flight.ends for flight in self._flights.values()), default=0.0)
+        ends = max(now + self._handover.seconds, begins) + seconds
+        self._flights[slot] = _Flight(model, self._launched, seconds, is_alone, now, not self._flights, ends)
         self._turns.charge(model, seconds)
 
     # --- back from the engine -----------------------------------------------------------------------------------------
@@ -204,6 +219,7 @@ class Launcher:
         """A batch's outputs are in its slot."""
         flight = self._landed(done)
         if flight is not None:
+            self._learn(flight, done.compute_us / 1e6)
             self._turns.correct(flight.model, done.compute_us / 1e6 - flight.seconds)
             self._models[flight.model].done(done)
 
@@ -217,9 +233,19 @@ class Launcher:
         """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
         if not self._pool.is_current(answer.slot, answer.sequence):
             return None
-        flight = self._flights.pop(answer.slot, None)
-        self._free_at = self._clock.monotonic() + sum(other.seconds for other in self._flights.values())
+        flight, ends = self._flights.pop(answer.slot, None), self._clock.monotonic()
+        for slot, other in self._flights.items():
+            ends = max(ends, other.launched + self._handover.seconds) + other.seconds
+            self._flights[slot] = other._replace(ends=ends)
         return flight
+
+    def _learn(self, flight: _Flight, computed: float) -> None:
+        if not flight.seconds:  # nobody knew how long it would take
+            return
+        now = self._clock.monotonic()
+        self._handover.ended(now - flight.ends)
+        if flight.was_idle:
+            self._handover.took(now - flight.launched - computed)
 
     def timed(self, timings: Sequence[Sequence[Timing]]) -> None:
         """An engine has measured its models."""

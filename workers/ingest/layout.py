@@ -1,6 +1,7 @@
 """How requests stand in a slot: rows behind rows, filled up where the model's spec asks for it, and cut apart again.
 
     padding.batch            rows of the pad value up to the next bucket; their results are never looked at
+    batch_invariant          the same, where the largest batch is the only bucket
     padding.length_buckets   open dimensions are filled up to a bucket, so that rows of different lengths share a batch
     padding.mask             an input that is filled here: 1 where a row has an element, 0 where it was filled up
     padding.offsets          an input that is filled here: the row at which each request begins, and the end of the last
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from contracts.specs import ModelSpec
 from contracts.tensors import BYTES, Tensor, element_offsets, numpy_type
-from workers.ingest.buckets import Buckets, bucket_sizes, padded_tail
+from workers.ingest.buckets import Buckets, batch_sizes, padded_tail
 from workers.ingest.delivery import Delivery
 from workers.link import Region
 from workers.slots import align
@@ -45,8 +46,8 @@ class Layout:
         self._tails = [tensor.shape[1:] for tensor in spec.request_inputs]
         self._filled = {tensor.name: tensor.datatype for tensor in spec.inputs if tensor.name not in self._names}
         self._open_outputs = {tensor.name: tensor.shape for tensor in spec.outputs if -1 in tensor.shape[1:]}
-        sizes = bucket_sizes(spec.batching.max_batch_size, spec.batching.preferred_batch_sizes)
-        self._buckets = Buckets(sizes) if self._padding.batch else None
+        fills_up = self._padding.batch or spec.batching.batch_invariant
+        self._buckets = Buckets(batch_sizes(spec.batching)) if fills_up else None
         self._lengths = self._padding.length_buckets
         # The dimension that says how long a row is: the first open one of all inputs.
         self._measure = next(

@@ -17,8 +17,6 @@ DEADLINE_MISSES = telemetry.counter(
     "worker_deadline_misses", "Rows refused because they could not be in time, and rows answered late.", "how"
 )
 ENGINE_RESTARTS = telemetry.counter("engine_restarts", "Engine processes that ended under this worker.")
-DEAD_LETTERS = telemetry.counter("worker_dead_letters", "Records put aside in a dead-letter topic.", "reason")
-DEAD_LETTERS_LOST = telemetry.counter("worker_dead_letters_lost", "Dead letters that their topic did not take.")
 SUSPECTS = telemetry.counter("worker_suspects", "Records taken with care, since a worker had ended with them.")
 JOURNAL_GAPS = telemetry.counter("worker_journal_gaps", "Times that launches could not be journaled.")
 OUT_OF_MEMORY = telemetry.counter("worker_out_of_memory", "Batches that the device had no memory for.", "model")
@@ -26,3 +24,6 @@ MEMORY_ROWS = telemetry.gauge("worker_memory_rows", "Rows in a batch that the de
 PAYLOADS = telemetry.counter("worker_payload_bytes", "Bytes of tensors read from the store, and written.", "direction")
 RETRIES = telemetry.counter("worker_retries", "Requests that were put off to be tried again, by class.", "reason")
 FORWARDED = telemetry.counter("worker_retries_forwarded", "Retries that went back to their request topic.")
+ENGINE_GRAPHS = telemetry.gauge(
+    "engine_graphs", "CUDA graphs that the engine has made, and that it could not make.", "model", "outcome"
+)

@@ -1,35 +1,36 @@
 """When to cut a batch, and how large: decisions over values and a `now`, without a clock of its own.
 
 Batches form while the device is busy: one runs, one is ready, and the queue behind them grows by itself, so sizes
-follow the load without a timer. On top of that stand three predictions, all from measured times per bucket:
+follow the load without a timer. On top of that stand predictions from measured times:
 
-- A request that cannot be answered by its deadline even now is refused at once, since computing it helps nobody. The
-  batch shrinks to save its most urgent request, but never below the size at which the engine keeps up with the
-  arrivals: under overload that would trade many answers for one.
-- With a free engine a batch waits only if the operator allows a delay (or states an objective, `slo_ms`), if the engine
-  would otherwise fall behind, and if another arrival is expected before the most urgent request would suffer.
-- While a batch runs, the ready one stays open until shortly before the engine frees: that costs no one anything.
+- A request that cannot be answered by its deadline even now is refused, since computing it helps nobody (the early drop
+  of Nexus, SOSP'19, and Clockwork, OSDI'20). How many stay in the batch decides how long it takes, so whoever is
+  refused may save the next. A reserve on top, learned from what came late, keeps late answers rare.
+- The batch shrinks to save its most urgent request when the engine keeps up with room to spare at that size.
+- While a batch runs, the ready one stays open until shortly before the engine frees, which `Handover` times.
+- With a free engine a batch waits only if the operator allows a delay, the engine would otherwise fall behind and
+  another arrival is expected before the most urgent request would suffer.
 
-A guard lowers the cap when answers come late all the same. The simulator in `benchmarks` runs this very class.
+The simulator in `benchmarks` runs this very class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from contracts.serving_specs import BatchingSpec
-from workers.ingest.buckets import Buckets, bucket_sizes
+from workers.ingest.buckets import Buckets, batch_sizes
 from workers.ingest.latency import ArrivalRate, LatencyTable
+from workers.ingest.reserve import Reserve, most_reserve
 
 DEPTH = 2
 """Batches an engine holds: one runs, one is ready. Deeper adds latency, not throughput."""
-_LEAD_SECONDS = 0.001  # the ready batch is closed this long before the engine frees: a timer's error and one copy
-_MIN_SLACK_SECONDS = 0.002
-_SLACK_OF_OBJECTIVE = 0.08
+_SPARE = 1.5  # times the arrival rate: what a smaller batch must serve to be cut for the most urgent request's sake
+_AWAITED = 0.1  # expected arrivals from which on a batch stays open that could not run yet anyway
+_LATE_BINDING = 1.0  # seconds after its expected end at which a batch is no longer waited for
 _KNEE = 0.95  # of the highest throughput
-_KEEPS_UP = 1.05  # of the arrival rate
 _PAYS = 0.5  # expected arrivals during a batch, per row of it, from which on a larger batch is worth waiting for
 
 
@@ -42,19 +43,33 @@ class Waiting(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """Batches that the engine holds, seconds until it is expected to be free, and how long an answer then travels."""
+    """Batches that the engine holds, seconds until it is expected to be free (negative when that is over already) and
+    how long an answer then travels; how long a batch travels to it, and how long before it frees the ready one is
+    closed.
+    """
 
     in_hand: int
     wait: float
     way_back: float = 0.0
+    handover: float = 0.0
+    lead: float = 0.001
 
 
 class Cut(NamedTuple):
-    """Cut a batch of at most `rows` rows now, leaving out requests whose deadline is before `hopeless`."""
+    """Cut a batch of at most `rows` rows now.
+
+    `ready` is when a batch without rows would be answered; `seconds` is what rows add, None while nobody is refused by
+    prediction.
+    """
 
     rows: int
     reason: str
-    hopeless: float
+    ready: float
+    seconds: Callable[[int], float] | None = None
+
+    def hopeless(self, rows: int) -> float:
+        """The deadline before which a request of a batch of so many rows cannot be answered in time."""
+        return self.ready if self.seconds is None else self.ready + self.seconds(min(rows, self.rows))
 
 
 class Wait(NamedTuple):
@@ -75,49 +90,6 @@ Decision = Cut | Wait | Hold
 _HOLD = Hold()
 
 
-class MissGuard:
-    """Lowers the cap on batch sizes while answers come late, and raises it again with care.
-
-    Under overload every request that is taken is about to expire, and no smaller batch would save it. So there is a
-    margin, too, by which requests must be better than predicted: others wait that are.
-    """
-
-    WINDOW_SECONDS = 5.0
-    CLEAN_WINDOWS = 20
-    TOLERATED = 0.01
-    MARGINS = (0.002, 0.05)
-    """The first step of the margin and its end, in seconds; it doubles, and shrinks by a tenth per clean window."""
-
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
-        self.cap = buckets.top
-        self.margin = 0.0
-        self._answered = self._late = self._clean = 0
-        self._window_ends = 0.0
-
-    def observe(self, now: float, answered: int, late: int) -> bool:
-        """`late` of `answered` rows came after their deadline; True when a window is over and is to be judged."""
-        self._answered += answered
-        self._late += late
-        return now >= self._window_ends
-
-    def judge(self, now: float, floor: int) -> None:
-        """Draw the conclusion from a window and begin the next; the cap does not fall below `floor`."""
-        if self._late > self.TOLERATED * self._answered:
-            self._clean = 0
-            self.margin = min(max(2 * self.margin, self.MARGINS[0]), self.MARGINS[1])
-            lower = min(self._buckets.below(self.cap), int(self.cap * 0.9))
-            self.cap = max(1, min(self.cap, max(lower, floor)))
-        elif self._answered:
-            self._clean += 1
-            self.margin = 0.9 * self.margin if self.margin > self.MARGINS[0] else 0.0
-            if self._clean >= self.CLEAN_WINDOWS and self.cap < self._buckets.top:
-                self._clean = 0
-                self.cap = self._buckets.up(self.cap + 1)
-        self._answered = self._late = 0
-        self._window_ends = now + self.WINDOW_SECONDS
-
-
 class Policy:
     """Decides for one model; fed with arrivals and with what batches took."""
 
@@ -131,19 +103,20 @@ class Policy:
 
     def configure(self, knobs: BatchingSpec) -> None:
         """Take new knobs. What was learned is kept unless the buckets change."""
-        if bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes) != self.buckets.sizes:
+        if batch_sizes(knobs) != self.buckets.sizes:
             self._use(knobs)
             self.table.seed(self._seeds)
         self.knobs = knobs
         self._delay = knobs.delay_seconds
         self._objective = knobs.slo_ms / 1000 if knobs.slo_ms is not None else None
-        self._slack = max(_MIN_SLACK_SECONDS, _SLACK_OF_OBJECTIVE * (self._objective or 0.0))
         self._follow_table()
 
     def _use(self, knobs: BatchingSpec) -> None:
-        self.buckets = Buckets(bucket_sizes(knobs.max_batch_size, knobs.preferred_batch_sizes))
-        self.table = LatencyTable(self.buckets)
-        self.guard = MissGuard(self.buckets)
+        self.buckets = Buckets(batch_sizes(knobs))
+        self.table = LatencyTable(self.buckets, is_stepped=knobs.padding.batch)
+        self.reserve = Reserve()
+        self._allowed = math.inf
+        self._refuses = False
         self._rates: list[tuple[int, float]] = []
         self._knee = self.buckets.top
         self._revision = 0
@@ -174,8 +147,11 @@ class Policy:
 
     def answered(self, now: float, rows: int, late: int) -> None:
         """The rows of a batch were answered, `late` of them after their deadline."""
-        if self.guard.observe(now, rows, late):
-            self.guard.judge(now, self.sustaining(now))
+        if not rows or not self._refuses:
+            return
+        free = most_reserve(self._rates, self.rate.at(now), self._allowed)
+        doubtful = Reserve.DOUBTFUL * self.table.deviation(rows)
+        self.reserve.learn(late / rows, self.table.mean(rows), max(free, doubtful))
 
     def _find_knee(self) -> int:
         """The smallest bucket near peak throughput of which two runs fit the objective: one may just be missed."""
@@ -186,23 +162,6 @@ class Policy:
         ] or self._rates[:1]
         peak = max((rate for _, rate in within), default=0.0)
         return next((size for size, rate in within if rate >= _KNEE * peak), self.buckets.top)
-
-    def sustaining(self, now: float, allowed: float = math.inf) -> int:
-        """The smallest bucket at which requests that may take `allowed` seconds are served as fast as they arrive.
-
-        Where none is: the one that serves most. Of the requests that arrive while a batch runs only those are in time
-        that come late enough to outlast the next one, so a larger batch is not always the better one.
-        """
-        arriving = self.rate.at(now)
-        best, most = 1, 0.0
-        for size, rate in self._rates:
-            in_time = arriving * (allowed - self._slack - self.table.p99(size))
-            served = rate if in_time >= size else rate * in_time / size
-            if served > most:
-                best, most = size, served
-                if served >= _KEEPS_UP * arriving:
-                    break
-        return best
 
     def out_of_memory(self, rows: int) -> bool:
         """A batch of `rows` rows was too large for the device; True when that was not known."""
@@ -216,63 +175,65 @@ class Policy:
         """Rows in a batch that the model and the memory of its device allow; what is larger runs in parts."""
         return int(min(self.buckets.top, self.ceiling))
 
-    @property
-    def cap(self) -> int:
-        """Rows in a batch, at most."""
-        return int(min(self.buckets.top, self.guard.cap, self.ceiling))
-
     # --- what is decided ----------------------------------------------------------------------------------------------
 
     def decide(self, now: float, waiting: Waiting, engine: Engine) -> Decision:
         """Decide on arrival, when the engine has answered, and at the time that the last decision asked for."""
         if not waiting.rows or engine.in_hand >= DEPTH:
             return _HOLD
-        cap = self.cap
-        rows, hopeless = self._in_time(now, min(waiting.rows, cap), waiting, engine.wait + engine.way_back)
+        self._allowed = waiting.deadline - waiting.oldest
+        self._refuses = self.table.may_refuse(now)
+        most = min(waiting.rows, self.largest)
+        cut = self._in_time(now, most, waiting.deadline, engine) if self._refuses else Cut(most, "", now)
         if engine.in_hand:
             # A request that has to wait out the running batch may be hopeless now; one that comes later is not.
-            until = now + engine.wait - _LEAD_SECONDS
-            if (rows < cap or waiting.deadline < hopeless) and self._is_awaited(now, until):
-                return Wait(until, hopeless)
-        if rows >= min(self._knee, cap):
-            return self._cut(rows, "full", hopeless)
-        if rows < min(waiting.rows, cap):
-            return Cut(rows, "deadline", hopeless)
+            until = now + engine.wait - engine.lead
+            if self._allowed < 2 * self.table.mean(cut.rows):
+                until += _LATE_BINDING  # nobody can wait out a batch: take who is there when it has really ended
+            is_open = cut.rows < self.largest or waiting.deadline < cut.hopeless(cut.rows)
+            if is_open and self._is_awaited(now, until, _AWAITED):
+                return Wait(until, cut.hopeless(1) if self._refuses else -math.inf)
+        if cut.rows >= min(self._knee, self.largest):
+            return self._cut(cut, "full")
+        if cut.rows < most:
+            return cut._replace(reason="deadline")
         if engine.in_hand:
-            return self._cut(rows, "engine_free", hopeless)
-        return self._with_free_engine(now, rows, hopeless, waiting)
+            return self._cut(cut, "engine_free")
+        return self._with_free_engine(now, cut, waiting)
 
-    def _in_time(self, now: float, rows: int, waiting: Waiting, wait: float) -> tuple[int, float]:
-        """How many rows can be answered in time, and the deadline before which a request cannot."""
-        if not self.table.may_refuse(now):
-            return rows, now
-        p99, ready, deadline = self.table.p99, now + wait + self._slack + self.guard.margin, waiting.deadline
-        if ready + p99(rows) > deadline:
-            least = self.sustaining(now, deadline - waiting.oldest)
-            while rows > least and ready + p99(rows) > deadline:
-                rows = max(self.buckets.below(rows), least)
-        return rows, ready + p99(rows)
+    def _in_time(self, now: float, rows: int, deadline: float, engine: Engine) -> Cut:
+        """The size that saves the most urgent request, if the engine keeps up with room to spare at it."""
+        mean = self.table.mean
+        ready = now + max(engine.wait, engine.handover) + engine.way_back + self.reserve.seconds
+        if ready + mean(1) <= deadline < ready + mean(rows):
+            least = rows
+            while ready + mean(least) > deadline:
+                least = self.buckets.below(least)
+            if least >= _SPARE * self.rate.at(now) * mean(least):
+                rows = least
+        return Cut(rows, "", ready, mean)
 
-    def _with_free_engine(self, now: float, rows: int, hopeless: float, waiting: Waiting) -> Decision:
+    def _with_free_engine(self, now: float, cut: Cut, waiting: Waiting) -> Decision:
         until, reason = waiting.oldest + self._delay, "delay"
-        latest = waiting.deadline - self._slack - self.table.p99(rows + 1)
+        latest = waiting.deadline - self.reserve.seconds - self.table.mean(cut.rows + 1)
         if latest < until:
             until, reason = latest, "deadline"
         if until <= now:
-            return self._cut(rows, reason if self._delay else "engine_free", hopeless)
-        keeps_up = self.table.is_known and self.rate.at(now) * self.table.mean(rows) < _PAYS * rows
+            return self._cut(cut, reason if self._delay else "engine_free")
+        keeps_up = self.table.is_known and self.rate.at(now) * self.table.mean(cut.rows) < _PAYS * cut.rows
         if keeps_up or not self._is_awaited(now, until):
-            return self._cut(rows, "engine_free", hopeless)
+            return self._cut(cut, "engine_free")
         return Wait(until)
 
-    def _is_awaited(self, now: float, until: float) -> bool:
+    def _is_awaited(self, now: float, until: float, expected: float = 1.0) -> bool:
         """Whether another arrival is expected by then."""
-        return until > now and self.rate.at(now) * (until - now) >= 1
+        return until > now and self.rate.at(now) * (until - now) >= expected
 
-    def _cut(self, rows: int, reason: str, hopeless: float) -> Cut:
+    def _cut(self, cut: Cut, reason: str) -> Cut:
         """Cut at a bucket's boundary when padding up to the next would compute fewer useful rows per second."""
+        rows = cut.rows
         if self.knobs.padding.batch and self.table.is_known:
             down = self.buckets.down(rows)
             if down < rows and down / self.table.mean(down) > rows / self.table.mean(rows):
-                return Cut(down, "bucket", hopeless)
-        return Cut(rows, reason, hopeless)
+                return cut._replace(rows=down, reason="bucket")
+        return cut._replace(reason=reason)

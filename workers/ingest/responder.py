@@ -13,13 +13,14 @@ from contracts import topics
 from contracts.adapters.kafka import Outgoing
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
-from contracts.dead_letters import Reason, Undertaker, dead_headers, without_body
+from contracts.dead_letters import Reason, Undertaker
 from contracts.errors import RequestError
 from contracts.messages import DEFAULT_TTL_MS, ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
 from contracts.payloads import URL_VARIABLE
 from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
 from contracts.tensors import Tensor
+from workers.draining.graves import Graves
 from workers.draining.publisher import Publisher
 from workers.ingest import metrics
 from workers.ingest.delivery import Delivery, Origin, Place, tenant_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
+PART_TOO_LARGE = f"a part of the result is above the limit of {MAX_RESPONSE_BYTES} bytes"
 _MAX_REASON = 1024
 _UNDELIVERED_DELAY = 1  # 30 s by default: a partition that takes nothing is not back at once
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
@@ -56,11 +58,10 @@ class Responder:
         self._key = key
         self._prefix = prefix
         self._worker = undertaker.worker
-        self._undertaker = undertaker
+        self._graves = Graves(publisher, topics.dead(prefix, key.model), undertaker, clock)
         self._clock = clock
         self._retry_topic = topics.retry(prefix, key.model, key.version)
         self._retry_delays = retry_delays
-        self._dead_topic = topics.dead(prefix, key.model)
         self._succeeded = 0
         self.device = ""
         """Where the engine says it runs; stands in receipts."""
@@ -85,7 +86,7 @@ class Responder:
         """Answer OK, at its place in a stream. The outputs may be views: they are encoded before this returns."""
         if delivery.origin.leg is not None:
             self._succeeded += 1
-            self.onward.succeed(delivery.origin, outputs, receipt)
+            self.onward.succeed(delivery.origin, outputs, receipt, place)
             return
         index = 0 if place is None else place.number
         body = encode_response(ResponseBody(self._key.model, self._key.version, outputs, receipt=receipt, index=index))
@@ -95,15 +96,35 @@ class Responder:
             self._succeeded += 1
             self._reply(delivery.origin, Status.OK, body, place)
 
+    def when_known(self, delivery: Delivery, then: Callable[[bool], None]) -> None:
+        """Call back with whether parts of an answer can be sent: always, but for steps of which nobody gets any."""
+        if delivery.origin.leg is None:
+            then(True)
+        else:
+            self.onward.when_known(delivery.origin, then)
+
     def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
-        """Send a part of a stream; False when it is too large, and then nothing was sent."""
-        key, index, reply = self._key, place.number, delivery.origin.reply
+        """Send a part of a stream; False when the request has ended instead."""
+        origin, key = delivery.origin, self._key
+        if origin.leg is not None and origin.leg.plan is not None:
+            timing = Receipt(queued_us=delivery.queued_us, batched_us=delivery.batched_us)
+            found = self.onward.part(origin, outputs, self._receipt(origin, timing))
+            if found is None:
+                return False
+            key, outputs = origin.leg.plan.pipeline, found
+        is_sent = self.send_part(origin, key, outputs, place)
+        if not is_sent:
+            self.fail(delivery, Status.INTERNAL, PART_TOO_LARGE)
+        return is_sent
+
+    def send_part(self, origin: Origin, key: ModelVersion, outputs: tuple[Tensor, ...], place: Place) -> bool:
+        """Send a part of an answer of `key`; False when it is too large, and then nothing was sent."""
+        index, reply = place.number, origin.reply
         body = encode_response(ResponseBody(key.model, key.version, outputs, index=index, final=False))
         if len(body) > MAX_RESPONSE_BYTES:
             return False
         if reply is not None and topics.is_replies(self._prefix, reply.topic):  # if not, the final part finds out
-            request_id = delivery.origin.request_id
-            headers = encode_stream_headers(request_id, Status.PARTIAL, reply.token, index=index, run=place.run)
+            headers = encode_stream_headers(origin.root, Status.PARTIAL, reply.token, index=index, run=place.run)
             self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing)
         return True
 
@@ -317,29 +338,5 @@ class Responder:
         *,
         attempts: int = 0,
     ) -> None:
-        """Publish the record as it came to the dead-letter topic, with the reason, and go on when that is acknowledged.
-
-        A dead-letter topic that does not exist must not stop the work: the loss is counted and the answer still sent.
-        """
-        metrics.DEAD_LETTERS.labels(reason).inc()
-        record = origin.record
-        headers = dead_headers(
-            record.headers,
-            self._undertaker,
-            reason=reason,
-            message=message,
-            source=f"{record.topic}/{record.partition}/{record.offset}",
-            time_ms=self._clock.unix_ms(),
-            attempts=attempts,
-        )
-        key = origin.request_id.encode()
-
-        def lost(_: object) -> None:
-            metrics.DEAD_LETTERS_LOST.inc()
-            then(None)
-
-        def cut(_: object) -> None:  # with these headers the body may be above what the broker takes
-            small = without_body(headers, len(record.value or b""))
-            self._publisher.publish(self._dead_topic, 0, (None, small, key), (then, None), (lost, None))
-
-        self._publisher.publish(self._dead_topic, 0, (record.value, headers, key), (then, None), (cut, None))
+        """Keep the record as it came, with the reason, and go on when that is acknowledged."""
+        self._graves.bury(origin.record, origin.request_id, reason, message, then, attempts=attempts)

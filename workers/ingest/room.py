@@ -12,7 +12,8 @@ they leave would cost more than it brings.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from workers.ingest.delivery import LANES, NORMAL
 
@@ -39,16 +40,21 @@ class Room:
         self._events = [asyncio.Event() for _ in LANES]
         for event in self._events:
             event.set()
+        self.looks_from = 0.0
+        """Below so many waiting rows there is nothing to `look` at."""
         self.rejects = False
         """Whether what finds no room is refused; if not, it is left in the log."""
 
     def configure(self, limit: int, max_batch_size: int, *, rejects: bool) -> None:
         """Take new limits."""
         self._limit, self._reserve, self.rejects = limit, reserve_of(limit, max_batch_size), rejects
+        self.looks_from = 0.0
 
-    def open_lanes(self, rows: list[int]) -> None:
-        """From now on lanes have topics of their own; `rows`, which the queue keeps up to date, wait of each."""
-        self._rows = rows
+    def open_lanes(self, count: Callable[[], list[int]]) -> None:
+        """From now on lanes have topics of their own; `count` tells what waits of each and is kept up to date."""
+        if self._rows is None:
+            self._rows = count()
+            self.looks_from = 0.0
 
     def is_open(self, lane: int = NORMAL) -> bool:
         """Whether a lane is read."""
@@ -82,13 +88,17 @@ class Room:
         if self.rejects:
             for event in self._events:
                 event.set()
-        elif self._rows is None:
+            self.looks_from = math.inf
+            return
+        if self._rows is None:
             self._look(self._events[NORMAL], total < self._limit, is_stale or total <= self._limit // 2)
         else:
             is_half_empty = is_stale or total <= self._limit // 2
             for event, rows in zip(self._events, self._rows, strict=True):
                 has_room = total < self._limit or rows < self._reserve
                 self._look(event, has_room, is_half_empty or rows <= self._reserve // 2)
+        # While all are read nothing changes before the queue is full.
+        self.looks_from = self._limit if all(event.is_set() for event in self._events) else 0.0
 
     @staticmethod
     def _look(event: asyncio.Event, has_room: bool, has_much: bool) -> None:  # noqa: FBT001 - both are of the event

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from contracts import topics
@@ -152,6 +153,7 @@ class Served:
     def _serve_lanes(self, intake: Intake, batcher: Batcher) -> None:
         """Be ready to drain what has a topic of its own besides."""
         around, kafka = self._around, self._around.settings.kafka
+        opened = partial(batcher.room.open_lanes, batcher.queue.count_lanes)
         for priority in topics.LANES:
             number = LANES[priority]
             topic = topics.lane(self.topic, priority)
@@ -159,7 +161,7 @@ class Served:
             batches = LaneBatches(self._arrivals, batcher.room, number)
             drain = self._drain(topic, reader, intake, batches)
             drain.lane = number
-            self._lanes[topic] = Lane(drain, reader, partitions=around.producer.partitions, opened=batcher.open_lanes)
+            self._lanes[topic] = Lane(drain, reader, partitions=around.producer.partitions, opened=opened)
 
     def _batcher(self, model: RegisteredModel, responder: Answering) -> Batcher:
         """The batches of a model, with its knobs followed."""

@@ -8,6 +8,7 @@ responder and lets requests that were not split pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from contracts.messages import Receipt, Status
@@ -123,8 +124,11 @@ class Answering(Protocol):
     ) -> None:
         """A request has its outputs, which may be views; `place` says which part of a stream they are."""
 
+    def when_known(self, delivery: Delivery, then: Callable[[bool], None]) -> None:
+        """Call back with whether parts of the answer to a request that asks for them can be sent: at once if known."""
+
     def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
-        """A stream has a part; False when it is too large to be sent."""
+        """A stream has a part; False when the request has been answered instead."""
         ...
 
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:

@@ -4,6 +4,9 @@ The engine waits after every part, so a slot is never overwritten unread, a call
 next step, and an engine that is faster than the log is held back by the room that the publisher has. Whoever asked
 without taking parts gets all of them joined, as one response.
 
+Whether a step of a pipeline's job passes its parts on is said by the job's plan. Where that is still on its way the
+engine waits with the first part, as it does when there is no room.
+
 A part is no outcome: after a failure the request runs again from its beginning, under another name, and its caller puts
 together what fits. Only the final response settles the record.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 
 from contracts.clock import Clock
 from contracts.messages import Status
@@ -20,14 +24,23 @@ from workers.ingest.delivery import Delivery, Place
 from workers.ingest.flight import Flight, Line, Stream
 from workers.ingest.layout import Output
 from workers.ingest.responder import MAX_RESPONSE_BYTES
-from workers.ingest.split import Answering
+from workers.ingest.split import Answering, forget, is_settled
 from workers.link import Continue, Done, Part, Region
 from workers.slots import SlotFile
 
 _EXPIRED = "the time to live ended before the stream did"
-_PART_TOO_LARGE = f"a part of the result is above the limit of {MAX_RESPONSE_BYTES} bytes"
 _WHOLE_TOO_LARGE = f"the parts together are above the limit of {MAX_RESPONSE_BYTES} bytes; ask for them as a stream"
 _UNLIKE = "the parts have different shapes and cannot be joined; ask for them as a stream"
+
+
+class _Held:
+    """A part with which the engine waits; `is_read` when its slot is not needed any more."""
+
+    __slots__ = ("flight", "is_read", "part", "stream")
+
+    def __init__(self, flight: Flight, stream: Stream, part: Part) -> None:
+        self.flight, self.stream, self.part = flight, stream, part
+        self.is_read = False
 
 
 class Streams:
@@ -55,37 +68,56 @@ class Streams:
         self._settle = settle
         self._worker = worker
         self._numbers = itertools.count(1)
-        self._held: list[tuple[Stream, Part]] = []
+        self._held: list[_Held] = []
 
     def begin(self, deliveries: list[Delivery], rows: int) -> Stream:
         """A batch of a streaming model is launched."""
-        return Stream(deliveries, f"{self._worker}.{next(self._numbers)}", rows)
+        stream = Stream(deliveries, f"{self._worker}.{next(self._numbers)}", rows)
+        for line in stream.lines:
+            if line.takes_parts is None:
+                self._responder.when_known(line.delivery, partial(self._known, line))
+        return stream
+
+    def _known(self, line: Line, takes_parts: bool) -> None:  # noqa: FBT001 - a callback
+        line.takes_parts = takes_parts
+        self.resume()
 
     def part(self, flight: Flight, part: Part) -> None:
         """Hand out a part, and have the engine go on when there is room."""
         stream = flight.stream
         assert stream is not None  # noqa: S101 - the batcher looked
         stream.is_held = True
+        self._held.append(_Held(flight, stream, part))
+        self.resume()
+
+    def resume(self) -> None:
+        """Hand out what is held as far as it is clear to whom, and let the engine go on if there is room."""
+        held, self._held = self._held, []
+        for one in held:
+            if not one.is_read and one.stream.is_known:
+                one.is_read = True
+                self._read(one.flight, one.stream, one.part)
+            if one.is_read and self._responder.has_room:
+                self._go_on(one.stream, one.part)
+            else:
+                self._held.append(one)
+
+    def _read(self, flight: Flight, stream: Stream, part: Part) -> None:
         lines = self._chosen(stream, part.rows)
         for line, outputs in self._cut(part.outputs, part.slot, lines):
             if part.final:
                 self._end(flight, stream, line, outputs)
             else:
                 self._hand_out(stream, line, outputs)
-        self._held.append((stream, part))
-        self.resume()
 
-    def resume(self) -> None:
-        """Let held streams go on, if there is room."""
-        while self._held and self._responder.has_room:
-            stream, part = self._held.pop()
-            stream.is_held = False
-            now = self._clock.monotonic()
-            for line in stream.lines:
-                if line.is_open:
-                    self._let_go(line, now)
-            gone = stream.gone
-            self._send(Continue(part.slot, part.sequence, gone, stop=len(gone) == stream.rows))
+    def _go_on(self, stream: Stream, part: Part) -> None:
+        stream.is_held = False
+        now = self._clock.monotonic()
+        for line in stream.lines:
+            if line.is_open:
+                self._let_go(line, now)
+        gone = stream.gone
+        self._send(Continue(part.slot, part.sequence, gone, stop=len(gone) == stream.rows))
 
     def finish(self, flight: Flight, done: Done) -> None:
         """A stream has ended: whatever is open has its final part."""
@@ -119,18 +151,18 @@ class Streams:
         ]
 
     def _hand_out(self, stream: Stream, line: Line, outputs: tuple[Tensor, ...]) -> None:
-        if not line.delivery.stream:
+        if not line.takes_parts:
             if not line.keep(outputs, MAX_RESPONSE_BYTES):
                 self._fail(line, Status.INTERNAL, _WHOLE_TOO_LARGE)
         elif self._responder.partial(line.delivery, outputs, Place(line.index, stream.name)):
             line.index += 1
         else:
-            self._fail(line, Status.INTERNAL, _PART_TOO_LARGE)
+            self._close(line)
 
     def _end(self, flight: Flight, stream: Stream, line: Line, outputs: tuple[Tensor, ...]) -> None:
         delivery = line.delivery
         receipt = flight.receipt(delivery, self._clock.monotonic(), self._worker, self._responder.device)
-        if delivery.stream:
+        if line.takes_parts:
             self._responder.succeed(delivery, outputs, receipt, Place(line.index, stream.name))
             self._close(line)
             return
@@ -146,8 +178,10 @@ class Streams:
     def _let_go(self, line: Line, now: float) -> None:
         """Stop what nobody waits for: expired, cancelled, or another worker's by now, who begins anew."""
         delivery = line.delivery
-        if delivery.origin.claim.is_over:
-            delivery.origin.claim.dropped()
+        if is_settled(delivery):  # a job that has ended without this step
+            self._close(line)
+        elif delivery.origin.claim.is_over:
+            forget(delivery)
             self._close(line)
         elif not self._is_trusted():
             return

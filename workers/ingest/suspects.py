@@ -50,7 +50,7 @@ class Suspects:
     # --- what the batcher says ----------------------------------------------------------------------------------------
 
     def launched(self, slot: int, deliveries: Sequence[Delivery]) -> None:
-        """A batch is about to be sent."""
+        """A batch was sent in this turn of the loop."""
         runs: list[tuple[str, int, int]] = []
         if not deliveries[0].is_suspect:  # those are journaled already
             claim, first, last = deliveries[0].origin.claim, -1, -2

@@ -35,13 +35,14 @@ from workers.draining.courier import Courier
 from workers.draining.ending import until_lease_ends, wind_down
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
+from workers.draining.lost_plans import LostPlans
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
 from workers.draining.tombstones import Tombstones
 from workers.ingest import metrics, suspects
 from workers.ingest.arrivals import Store
-from workers.ingest.buckets import bucket_sizes
+from workers.ingest.buckets import batch_sizes
 from workers.ingest.engine_link import EngineLink
 from workers.ingest.fused_pipeline import FusedPipeline, plan_of
 from workers.ingest.large_results import LargeResults
@@ -133,7 +134,13 @@ class Worker:
         self._lookups = Lookups(blobs, self._settings.blobs.in_flight_bytes)
         self._large_results = None if blobs is None else LargeResults(blobs, self._publisher)
         self._journal = Journal(self._redis, self._settings.redis.pool, self._lease_id, self._clock)
-        self._plans = PlanCache(PlanStore(self._redis), self._producer, self._clock, prefix=self._settings.kafka.prefix)
+        self._plans = PlanCache(
+            PlanStore(self._redis, keep_seconds=self._settings.redis.plan_seconds),
+            self._producer,
+            self._clock,
+            prefix=self._settings.kafka.prefix,
+            lost=LostPlans(self._registry),
+        )
         tombstones = Tombstones(Cancels(self._redis), self._clock)
         self._warden = Warden(self._link, self._launcher, self._clock, self._settings.worker)
         around = Surroundings(
@@ -191,8 +198,9 @@ class Worker:
     def _to_load(self, model: RegisteredModel) -> ModelToLoad:
         spec = model.spec.model_dump_json()
         batching, is_trusted = model.spec.batching, model.key in self._trusted
-        sizes = bucket_sizes(batching.max_batch_size, batching.preferred_batch_sizes)
-        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes)
+        sizes = batch_sizes(batching)
+        padded = sizes if batching.padding.batch or batching.batch_invariant else ()
+        return ModelToLoad(str(model.key), spec, model.uri, model.digest, is_trusted, sizes, padded)
 
     def _build_courier(self) -> Courier:
         prefix = self._settings.kafka.prefix

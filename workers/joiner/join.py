@@ -16,15 +16,20 @@ twice. Only a deadline may strike differently.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from contracts.messages import Ran
-from contracts.parts import MarkerBody, PartHeaders
+from contracts.messages import Hop, Ran, RequestHeaders
+from contracts.parts import MarkerBody, PartHeaders, PartKind
 from contracts.plans import Branch, Node, Part, Plan
 
 Source = str | int
+_MARKER_RETRY_MS = 1_000
+_MARKER_ATTEMPTS = 5  # the first in full, the others without what could make them too large
+_NO_PARTS: dict[Source, Part] = {}
+_NO_SOURCES: set[str] = set()
 
 
 class Patience(NamedTuple):
@@ -126,8 +131,10 @@ class JoinState:
         "_fire_ms",
         "_forget_ms",
         "_is_marked",
+        "_is_starved",
         "_is_waiting",
         "_linger_ms",
+        "_mark_ms",
         "_markers",
         "_outstanding",
         "_patience",
@@ -137,6 +144,7 @@ class JoinState:
         "_refused",
         "_seen",
         "_uncovered",
+        "_untaken",
         "_values",
         "deadline_ms",
         "headers",
@@ -156,7 +164,7 @@ class JoinState:
         self._ran: Ran | None = None
         self._phase = _Phase.OPEN
         self._refused = False
-        self._is_waiting = False
+        self._is_waiting = self._is_starved = False
         self._seen: set[str] = set()
         self._expected: int | None = None
         self._values = self._errors = 0
@@ -164,7 +172,8 @@ class JoinState:
         self._markers: list[int] = []
         self._outstanding: MarkerBody | None = None
         self._is_marked = False
-        self._fire_ms = self._close_ms = self._forget_ms = self._linger_ms = 0
+        self._untaken = 0
+        self._fire_ms = self._close_ms = self._forget_ms = self._linger_ms = self._mark_ms = 0
 
     # --- what happens to it -------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class JoinState:
             self._seen.add(str(part.source))
             self._count(part, node)
             self._ran = arrival.ran or self._ran
-            if self._phase is _Phase.OPEN:
+            if self._phase is _Phase.OPEN and not self._is_starved:
                 self.parts[part.source] = part
                 self._values += part.kind == "value"
                 self._errors += part.kind == "error"
@@ -201,6 +210,12 @@ class JoinState:
             self._expected = len(node.branches)
         elif part.source == node.branches[0]:  # the map: how many rows there are, or that there are none
             self._expected = 1 + (part.width if part.kind == "width" else 0)
+
+    def starve(self) -> None:
+        """There is no room for its values: what has come is noted, and nothing kept."""
+        if self._phase is _Phase.OPEN:
+            self._is_starved = True
+            self._let_go()
 
     def refuse(self, *, answers: bool) -> None:
         """Close it unfired. The first join of a job `answers` the caller, the others wait until that is done."""
@@ -226,6 +241,19 @@ class JoinState:
             self._outstanding = None
         return self._cover(marker, now_ms)
 
+    def not_taken(self, marker: MarkerBody, now_ms: int) -> list[int]:
+        """Our marker is refused, or has nowhere to go; returns the offsets that it settles all the same.
+
+        It is tried again without what makes it large; in the end the join is done without: offsets that are held for
+        ever cost more than a join that is perhaps fired again.
+        """
+        if marker is not self._outstanding:
+            return []
+        self._outstanding = None
+        self._untaken += 1
+        self._mark_ms = now_ms + _MARKER_RETRY_MS
+        return self._cover(marker, now_ms) if self._untaken >= _MARKER_ATTEMPTS else []
+
     def marked(self, offset: int, marker: MarkerBody, appended_ms: int) -> list[int]:
         """A marker was read, ours or that of another joiner; returns the offsets that it settles."""
         settled = self._cover(marker, appended_ms)
@@ -247,16 +275,24 @@ class JoinState:
             latest = appended_ms + self.headers.request.ttl_ms + self._patience.close_ms
             self._close_ms = self._close_ms or min(marker.until_unix_ms, latest)
         if marker.is_closing:
-            self._phase = _Phase.CLOSED
-            self._seen.clear()
+            self._close()
             self._forget_ms = max(self._forget_ms, appended_ms + self._patience.keep_ms)
         if self._phase is not _Phase.FIRING:
             self._let_go()
         return covered
 
+    def _close(self) -> None:
+        """It is only remembered from now on, for a while; there may be thousands like it."""
+        self._phase = _Phase.CLOSED
+        self._seen = _NO_SOURCES
+        request, hop = self.headers.request, self.headers.hop
+        plan, pipeline, step = map(sys.intern, (hop.plan, hop.pipeline, hop.step))
+        hop = Hop(self.key.job, plan, pipeline, step, hop.branch)
+        self.headers = PartHeaders(RequestHeaders(self.key.job, None, request.ttl_ms, hop=hop), hop, PartKind.MARKER)
+
     def _let_go(self) -> None:
         """It will not be fired again: its values are needed no more."""
-        self.parts, self.held_bytes = {}, 0
+        self.parts, self.held_bytes = _NO_PARTS, 0
 
     def forgotten(self) -> list[int]:
         """The offsets that end with it."""
@@ -273,6 +309,11 @@ class JoinState:
     def _is_busy(self) -> bool:
         """Whether something that was decided is not acknowledged yet."""
         return self._phase is _Phase.FIRING or self._outstanding is not None
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether its values were not kept."""
+        return self._is_starved
 
     @property
     def is_refused(self) -> bool:
@@ -292,7 +333,7 @@ class JoinState:
         """What is to be done now, if anything; to be carried out by whoever asked."""
         if self._phase is _Phase.OPEN:
             return self._decide_firing(now_ms, is_ready, is_cancelled=is_cancelled)
-        if self._is_busy:
+        if self._is_busy or now_ms < self._mark_ms:
             return None
         if self._phase is _Phase.FIRED:
             is_closing = self._is_over or now_ms >= self._close_ms
@@ -327,11 +368,11 @@ class JoinState:
 
     def _mark(self, last_offset: int, *, is_closing: bool) -> Mark:
         body = MarkerBody(
-            seen=() if is_closing else tuple(sorted(self._seen)),
+            seen=() if is_closing or self._untaken else tuple(sorted(self._seen)),
             last_offset=last_offset,
             is_closing=is_closing,
             until_unix_ms=0 if is_closing else self._close_ms,
-            expected=None if is_closing else self._expected,
+            expected=None if is_closing or self._untaken else self._expected,
             is_refused=self._refused,
         )
         self._outstanding = body
@@ -344,5 +385,6 @@ class JoinState:
         if self._phase is _Phase.OPEN:
             return None if self._is_waiting else self._fire_ms
         if self._phase is _Phase.FIRED:
-            return self._close_ms
-        return self._linger_ms if self._uncovered else self._forget_ms
+            is_due = self._is_over or not self._is_marked
+            return max(self._mark_ms, 0 if is_due else self._close_ms)
+        return max(self._mark_ms, self._linger_ms if self._uncovered else self._forget_ms)

@@ -11,5 +11,7 @@ PHANTOMS = telemetry.counter(
 UNKNOWN = telemetry.counter("join_unusable_records", "Records on a pipeline's topics that belong to no job.")
 OPEN = telemetry.gauge("joins_open", "Joins that wait for parts.", "partition")
 HELD = telemetry.gauge("join_held_records", "Parts and markers whose offsets are held back.", "partition")
-HELD_BYTES = telemetry.gauge("join_held_bytes", "What the values of waiting parts take up.", "partition")
+HELD_BYTES = telemetry.gauge(
+    "join_held_bytes", "What waiting parts and joins that are remembered take up, about.", "partition"
+)
 STARTED = telemetry.counter("jobs_started", "Jobs that were taken apart for a caller.")

@@ -16,6 +16,7 @@ from functools import partial
 import msgspec
 
 from contracts.adapters.kafka import Partition, Reader, Record
+from contracts.codec import decode_address
 from contracts.emissions import Job
 from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
@@ -24,12 +25,13 @@ from contracts.plans import Answer, Emission, Env, Plan
 from workers.draining.claim import Claim
 from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
+from workers.draining.plan_cache import unknown_plan
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
 from workers.joiner.join import Fire, Mark, Patience, Why
-from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record, unknown_plan
+from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record
 from workers.joiner.settings import JoinerGroup
-from workers.joiner.table import JoinTable
+from workers.joiner.table import PART_BYTES, JoinTable
 from workers.joiner.tools import Tools
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,14 @@ _COUNT_SECONDS = 1.0
 class Desk:
     """One claimed partition: its joins, and how many records are on their way for them."""
 
-    __slots__ = ("claim", "idle", "on_the_way", "phantoms", "table")
+    __slots__ = ("claim", "idle", "on_the_way", "parked_bytes", "phantoms", "table")
 
     def __init__(self, claim: Claim, table: JoinTable) -> None:
         self.claim = claim
         self.table = table
         self.on_the_way = 0
+        self.parked_bytes = 0
+        """Of parts that wait for their plans."""
         self.phantoms = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -143,12 +147,12 @@ class Parts(TopicDrain):
                 return
             arrival = claim.tracker.receive(record.offset)
             if arrival is Arrival.NEXT:
-                await self._take(desk, record)
+                self._take(desk, record)
             elif arrival is Arrival.GAP:
                 self._gap(claim, record)
                 return
 
-    async def _take(self, desk: Desk, record: Record) -> None:
+    def _take(self, desk: Desk, record: Record) -> None:
         try:
             headers = decode_part_headers(record.headers)
             if headers.kind is PartKind.MARKER:
@@ -157,10 +161,37 @@ class Parts(TopicDrain):
         except InvalidRequest as exc:
             self._unusable(desk, record, str(exc))
             return
-        plan = await self._tools.plans.of(headers.hop.plan)
-        if plan is None:
+        desk.table.read_to(record.offset)
+        plan = self._tools.plans.get(headers.hop.plan)
+        if plan is not None:
+            self._offer(desk, record, headers, plan)
+        elif desk.parked_bytes > self._max_bytes:
             self._without_plan(desk, record, headers)
-            return
+        else:
+            self._park(desk, record, headers)
+
+    def _park(self, desk: Desk, record: Record, headers: PartHeaders) -> None:
+        """Offer a part when its plan has come: until then all parts of its job wait, in their order, and nothing else
+        does.
+        """
+        size = len(record.value or b"") + PART_BYTES
+        desk.parked_bytes += size
+
+        def then(plan: Plan | None) -> None:
+            desk.parked_bytes -= size
+            if desk.claim.is_over or self._desks.get(desk.claim.partition) is not desk:
+                return  # the next owner reads it again
+            if plan is not None:
+                self._offer(desk, record, headers, plan)
+                self._wake.set()
+            elif self._may_take():
+                self._without_plan(desk, record, headers)
+            else:
+                self._park(desk, record, headers)
+
+        self._tools.plans.when(headers.hop, then)
+
+    def _offer(self, desk: Desk, record: Record, headers: PartHeaders, plan: Plan) -> None:
         arrival = arrival_of(headers, record, plan) if plan.pipeline == self._key else None
         if arrival is None:
             self._unusable(desk, record, f"plan {plan.digest} has no such branch")
@@ -168,11 +199,19 @@ class Parts(TopicDrain):
         desk.table.offer(arrival, plan, self._now_ms())
 
     def _unusable(self, desk: Desk, record: Record, why: str) -> None:
-        """It belongs to no join, so no marker will ever cover it, and none is needed."""
+        """It belongs to no join, so no marker will ever cover it, and none is needed: it is put aside."""
         metrics.UNKNOWN.inc()
         log.warning("%s/%d: the record at %d is of no use: %s", *desk.claim.partition, record.offset, why)
         desk.table.read_to(record.offset)
-        desk.claim.tracker.done(record.offset)
+        desk.begin()
+        self._tools.graves.bury(
+            record, decode_address(record.headers)[0], "invalid", why, partial(self._put_aside, desk, record.offset)
+        )
+
+    @staticmethod
+    def _put_aside(desk: Desk, offset: int, _: object) -> None:
+        desk.claim.tracker.done(offset)
+        desk.end()
 
     def _without_plan(self, desk: Desk, record: Record, headers: PartHeaders) -> None:
         """Nobody can say what follows, so the job ends here."""
@@ -180,12 +219,9 @@ class Parts(TopicDrain):
         desk.table.read_to(record.offset)
         job = Job.of(headers.request, Plan(pipeline=self._key, nodes=(), partitions=1))
         desk.begin()
-
-        def done(_: object) -> None:
-            desk.claim.tracker.done(record.offset)
-            desk.end()
-
-        self._tools.courier.send(job, unknown_plan(headers.hop.plan), self._tools.clock.monotonic(), done)
+        done = partial(self._put_aside, desk, record.offset)
+        answer = Answer(failure=unknown_plan(headers.hop.plan))
+        self._tools.courier.send(job, [answer], self._tools.clock.monotonic(), done)
 
     def _stepped_over(self, claim: Claim) -> None:
         self._desks[claim.partition].table.read_to(claim.tracker.expected - 1)
@@ -290,9 +326,10 @@ class Parts(TopicDrain):
         self._wake.set()
 
     def _not_taken(self, desk: Desk, mark: Mark) -> None:
-        """Without its marker the join stays held, and is fired again by the next owner; that costs repeats only."""
         log.error("%s/%d does not take a marker of %s", *desk.claim.partition, mark.key)
+        desk.table.not_taken(mark.key, mark.body, self._now_ms())
         desk.end()
+        self._wake.set()
 
     def _count(self, desk: Desk) -> None:
         metrics.PHANTOMS.inc(desk.table.phantoms - desk.phantoms)

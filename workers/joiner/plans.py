@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
@@ -10,9 +9,10 @@ from contracts.adapters.compiled import compiled
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import Registry
 from contracts.errors import ModelNotFound
+from contracts.messages import Hop
 from contracts.names import ModelVersion
 from contracts.plans import Plan
-from workers.draining.plan_cache import PlanCache
+from workers.draining.plan_cache import PlanCache, Then
 
 Seconds = Callable[[], float]
 _KEPT_SECONDS = 1.0
@@ -32,14 +32,13 @@ class Plans:
         self._stored: dict[str, float] = {}
         """Until when a plan made here needs not be stored again."""
 
-    async def of(self, digest: str) -> Plan | None:
-        """The plan with this digest; None when there is none."""
-        plan = self._cache.get(digest)
-        if plan is not None:
-            return plan
-        found: asyncio.Future[Plan | None] = asyncio.get_running_loop().create_future()
-        self._cache.when(digest, lambda plan: None if found.done() else found.set_result(plan))
-        return await found
+    def get(self, digest: str) -> Plan | None:
+        """A plan that is at hand."""
+        return self._cache.get(digest)
+
+    def when(self, hop: Hop, then: Then) -> None:
+        """Call back with a job's plan, None when there is none (any more); at once when it is at hand."""
+        self._cache.when(hop, then)
 
     async def current(self) -> Plan:
         """The pipeline's plan under today's routes, stored for whoever meets it on the way.
@@ -55,8 +54,8 @@ class Plans:
             raise ModelNotFound(msg)
         plan = compiled(pipeline, state)
         if self._now() >= self._stored.get(plan.digest, -math.inf):
-            await self._store.put(plan.digest, plan.encoded)
-            self._stored = {plan.digest: self._now() + self._store.refresh_seconds}
+            await self._store.keep(plan.digest, plan.encoded)
+            self._stored = {plan.digest: self._now() + self._store.keep_seconds}
         if self._cache.get(plan.digest) is None:
             await self._cache.prepare(plan)
             self._cache.add(plan)

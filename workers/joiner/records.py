@@ -121,11 +121,6 @@ def _fired(decision: Fire, spared: Spared | None) -> list[Emission]:
         return [Answer(failure=Failure(Status.INTERNAL, text, key.join))]
 
 
-def unknown_plan(digest: str) -> list[Emission]:
-    """How a job ends whose plan nobody has."""
-    return [Answer(failure=Failure(Status.INVALID, f"plan {digest} is not known (any more): submit the job again", ""))]
-
-
 def marker_record(mark: Mark) -> Outgoing:
     """The record of a marker."""
     hop = mark.headers.hop

@@ -14,7 +14,8 @@ class JoinerGroup(DrainGroup):
     """How a joiner drains a pipeline's topics, and what it may hold."""
 
     max_held_mib: Annotated[int, Field(ge=1)] = 64
-    """Values of parts that wait in one partition, at most; beyond, jobs that begin are answered OVERLOADED."""
+    """What waiting parts and remembered joins take up in one partition, at most; beyond, jobs that begin are answered
+    OVERLOADED."""
 
 
 @register_settings

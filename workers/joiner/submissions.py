@@ -31,6 +31,7 @@ from contracts.tensors import Tensor
 from workers.draining.claim import Claim
 from workers.draining.metrics import count_spared
 from workers.draining.offsets import Arrival
+from workers.draining.plan_cache import unknown_plan
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
 from workers.joiner.settings import JoinerGroup
@@ -84,30 +85,47 @@ class Submissions(TopicDrain):
                 return
 
     async def _take(self, claim: Claim, record: Record) -> None:
-        left = 0.0
         try:
             headers = decode_headers(record.headers)
         except InvalidRequest as error:
             name, reply = decode_address(record.headers)
-            headers = RequestHeaders(name, reply)
-            job, emissions = self._refused(headers, error)
-        else:
-            left = self._left(headers, record)
-            try:
-                body, plan = await self._begun(headers, record, left)
-            except RequestError as error:
-                job, emissions = self._refused(headers, error)
-            else:
-                self._start(claim, record, (headers, body, plan), left)
+            self._refuse(claim, record, RequestHeaders(name, reply), error)
+            return
+        left = self._left(headers, record)
+        try:
+            body = self._checked(headers, record, left)
+            if headers.hop is not None:
+                then = partial(self._planned, claim, record, headers, body)
+                self._tools.plans.when(headers.hop, then)
                 return
-        self._send(claim, record, job, emissions, left)
+            plan = await self._current()
+        except RequestError as error:
+            self._refuse(claim, record, headers, error)
+        else:
+            self._start(claim, record, headers, body, plan)
 
-    def _start(
-        self, claim: Claim, record: Record, begun: tuple[RequestHeaders, RequestBody, Plan], left: float
+    def _planned(
+        self, claim: Claim, record: Record, headers: RequestHeaders, body: RequestBody, plan: Plan | None
     ) -> None:
+        """The plan that a submission names was found, or not."""
+        assert headers.hop is not None  # noqa: S101 - it named one
+        if claim.is_over:
+            claim.dropped()  # the next owner reads it again
+        elif plan is not None and plan.pipeline == self._key:
+            self._start(claim, record, headers, body, plan)
+        elif plan is not None:
+            text = f"plan {headers.hop.plan} is one of {plan.pipeline}"
+            self._refuse(claim, record, headers, InvalidRequest(text))
+        elif self._may_take():
+            failure = unknown_plan(headers.hop.plan)
+            self._send(claim, record, self._job_without_plan(headers), [Answer(failure=failure)], 0.0)
+        else:
+            self._tools.plans.when(headers.hop, partial(self._planned, claim, record, headers, body))
+
+    def _start(self, claim: Claim, record: Record, headers: RequestHeaders, body: RequestBody, plan: Plan) -> None:
         """Begin a job, when what is looked into at its head has come from the store."""
-        headers, body, plan = begun
-        job, ends = Job.of(headers, plan), self._tools.clock.monotonic() + left
+        metrics.STARTED.inc()
+        job, ends = Job.of(headers, plan), self._tools.clock.monotonic() + self._left(headers, record)
 
         def send(emissions: list[Emission]) -> None:
             self._send(claim, record, job, emissions, ends - self._tools.clock.monotonic())
@@ -123,7 +141,9 @@ class Submissions(TopicDrain):
 
     def _send(self, claim: Claim, record: Record, job: Job, emissions: list[Emission], left: float) -> None:
         settle = partial(self._answered, claim, record.offset)
-        self._tools.courier.send(job, emissions, self._tools.clock.monotonic() + left, settle)
+        unroutable = partial(self._tools.graves.bury, record, job.id, "unroutable")
+        deadline = self._tools.clock.monotonic() + left
+        self._tools.courier.send(job, emissions, deadline, settle, unroutable=unroutable)
 
     @staticmethod
     def _answered(claim: Claim, offset: int, _: object) -> None:
@@ -135,30 +155,18 @@ class Submissions(TopicDrain):
             stamp = min(stamp, now)
         return (headers.ttl_ms - max(0, now - stamp)) / 1000
 
-    async def _begun(self, headers: RequestHeaders, record: Record, left: float) -> tuple[RequestBody, Plan]:
+    def _checked(self, headers: RequestHeaders, record: Record, left: float) -> RequestBody:
         if left <= 0:
             msg = f"the time to live of {headers.ttl_ms} ms ended before the job was begun"
             raise DeadlineExceeded(msg)
         if _job(headers) in self._tools.cancelled:
             msg = "cancelled before it was begun"
             raise Cancelled(msg)
-        body = decode_request(record.value)
-        plan = await self._plan(headers)
-        metrics.STARTED.inc()
-        return body, plan
-
-    async def _plan(self, headers: RequestHeaders) -> Plan:
         hop = headers.hop
-        if hop is None:
-            return await self._current()
-        if hop.step or hop.pipeline != str(self._key):
+        if hop is not None and (hop.step or hop.pipeline != str(self._key)):
             msg = f"the record is for step {hop.step or 'input'} of {hop.pipeline}, the topic takes jobs of {self._key}"
             raise InvalidRequest(msg)
-        plan = await self._tools.plans.of(hop.plan)
-        if plan is None or plan.pipeline != self._key:
-            msg = f"plan {hop.plan} is not known (any more): submit the job again"
-            raise InvalidRequest(msg)
-        return plan
+        return decode_request(record.value)
 
     async def _current(self) -> Plan:
         while True:
@@ -170,10 +178,16 @@ class Submissions(TopicDrain):
                 log.warning("the plan of %s is made again: %s", self._key, exc)
                 await asyncio.sleep(_RETRY_SECONDS)
 
-    def _refused(self, headers: RequestHeaders, error: RequestError) -> tuple[Job, list[Emission]]:
+    def _refuse(self, claim: Claim, record: Record, headers: RequestHeaders, error: RequestError) -> None:
         failure = Failure(status_of(error), str(error), "", error.retryable)
-        job = Job.of(headers, Plan(pipeline=self._key, nodes=(), partitions=1))
-        return job, [Answer(failure=failure)]
+        if headers.reply is None and failure.status is Status.INVALID:  # nobody would ever know
+            settle = partial(self._answered, claim, record.offset)
+            self._tools.graves.bury(record, headers.id, "invalid", str(error), settle)
+            return
+        self._send(claim, record, self._job_without_plan(headers), [Answer(failure=failure)], 0.0)
+
+    def _job_without_plan(self, headers: RequestHeaders) -> Job:
+        return Job.of(headers, Plan(pipeline=self._key, nodes=(), partitions=1))
 
 
 def _job(headers: RequestHeaders) -> str:

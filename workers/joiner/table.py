@@ -5,7 +5,9 @@ marker further on may say that a join was fired long ago. Only then is what is d
 
 A partition of parts is never paused, for the part that would complete a job may be the next one. Memory is bounded by
 bytes instead: over the bound, the first part of an *unknown* job is refused, which answers and closes that job; jobs
-that are known go on, and make room by ending.
+that are known go on, and make room by ending. What was written before the claim may be any amount, and nothing of it
+may be answered before its end is read: of jobs above the bound only the fact is kept then, so that they are *starved*,
+and they are refused when no marker was found.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
 from workers.joiner.join import PATIENCE, Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Patience, Why
 
-PART_BYTES = 512
+PART_BYTES = 1024
 """What keeping a part costs beside its values."""
+JOIN_BYTES = 1024
+"""What a join costs, open or remembered."""
+_REPLAY = 2  # times the bound: what an earlier owner has taken in and seen grow should go on
+_STALE_ALARMS = 1000
 
 
 class Burden(NamedTuple):
@@ -62,6 +68,7 @@ class JoinTable:
         self._joins: dict[JoinKey, JoinState] = {}
         self._jobs: Counter[str] = Counter()
         self._refused: dict[str, bool] = {}  # whether the caller was told
+        self._starved: set[str] = set()
         self._told_with: dict[str, list[JoinKey]] = {}
         self._touched: dict[JoinKey, None] = {}
         self._alarms: list[tuple[int, int, JoinKey]] = []
@@ -94,12 +101,27 @@ class JoinTable:
             state = self._open(key, arrival.headers)
             self.phantoms += self.is_live and arrival.headers.request.ttl_ms == 0
         before = state.held_bytes
+        if not self.is_live and key.job in self._starved:
+            state.starve()
         state.offer(arrival._replace(size=arrival.size + PART_BYTES), plan, now_ms)
+        most = self._max_bytes if self.is_live else _REPLAY * self._max_bytes
+        if not is_known and self._held_bytes + state.held_bytes - before > most:
+            self._refuse_first(state)
         self._bytes += state.held_bytes - before
-        if not is_known and self.is_live and self._bytes > self._max_bytes:
-            self._refused[key.job] = False
-            state.refuse(answers=True)
         self._touched[key] = None
+
+    @property
+    def _held_bytes(self) -> int:
+        return self._bytes + JOIN_BYTES * len(self._joins)
+
+    def _refuse_first(self, state: JoinState) -> None:
+        """There is no room for another job."""
+        if self.is_live:
+            self._refused[state.key.job] = False
+            state.refuse(answers=True)
+        else:
+            self._starved.add(state.key.job)
+            state.starve()
 
     def mark(self, offset: int, headers: PartHeaders, marker: MarkerBody, appended_ms: int) -> None:
         """A marker was read."""
@@ -149,6 +171,13 @@ class JoinTable:
             self._settled += state.acknowledged(marker, now_ms)
             self._touched[key] = None
 
+    def not_taken(self, key: JoinKey, marker: MarkerBody, now_ms: int) -> None:
+        """The log does not take a marker of ours."""
+        state = self._joins.get(key)
+        if state is not None:
+            self._settled += state.not_taken(marker, now_ms)
+            self._touched[key] = None
+
     def cancel(self) -> None:
         """Fire at once what callers have gone from."""
         if self._cancelled:
@@ -182,7 +211,9 @@ class JoinTable:
     def _decide(self, state: JoinState, now_ms: int) -> Decision | None:
         if state.is_open and self._is_closed:
             return None
-        if state.is_open and state.key.job in self._refused:
+        if state.is_open and state.is_starved and state.key.job not in self._refused:
+            self._refuse_first(state)
+        elif state.is_open and state.key.job in self._refused:
             self._refuse(state)
         is_cancelled = state.key.job in self._cancelled
         decision = state.decide(now_ms, self._next - 1, self._is_ready, is_cancelled=is_cancelled)
@@ -198,16 +229,21 @@ class JoinTable:
         if alarm is not None and alarm < self._alarmed.get(state.key, alarm + 1):
             self._alarmed[state.key] = alarm
             heapq.heappush(self._alarms, (alarm, next(self._sequence), state.key))
+            if len(self._alarms) > 2 * len(self._alarmed) + _STALE_ALARMS:  # deadlines of jobs that ended long before
+                self._alarms = [(at, next(self._sequence), key) for key, at in self._alarmed.items()]
+                heapq.heapify(self._alarms)
 
     def _forget(self, state: JoinState) -> None:
         self._settled += state.forgotten()
         del self._joins[state.key]
+        self._alarmed.pop(state.key, None)
         job = state.key.job
         self._jobs[job] -= 1
         if not self._jobs[job]:
             del self._jobs[job]
             self._refused.pop(job, None)
             self._told_with.pop(job, None)
+            self._starved.discard(job)
 
     def next_ms(self) -> int | None:
         """When `due` is to be asked again if nothing happens before."""
@@ -224,4 +260,4 @@ class JoinTable:
     def burden(self) -> Burden:
         """What it holds."""
         states = self._joins.values()
-        return Burden(sum(s.is_open for s in states), sum(s.held for s in states), self._bytes)
+        return Burden(sum(s.is_open for s in states), sum(s.held for s in states), self._held_bytes)

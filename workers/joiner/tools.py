@@ -7,6 +7,7 @@ from typing import NamedTuple
 from contracts.clock import Clock
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
+from workers.draining.graves import Graves
 from workers.draining.lookups import Lookups
 from workers.draining.publisher import Publisher
 from workers.draining.tombstones import Tombstones
@@ -18,6 +19,7 @@ class Tools(NamedTuple):
 
     plans: Plans
     courier: Courier
+    graves: Graves
     lookups: Lookups
     publisher: Publisher
     clock: Clock

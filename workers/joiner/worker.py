@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 
 from contracts import topics
 from contracts.adapters.assignments import Assignments
@@ -22,6 +23,7 @@ from contracts.adapters.plans import PlanStore
 from contracts.adapters.redis import RedisDoor
 from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
+from contracts.dead_letters import Undertaker
 from contracts.emissions import MAX_RECORD_BYTES
 from contracts.errors import LeaseLost, ModelNotFound, TransportError
 from contracts.names import ModelVersion
@@ -29,8 +31,10 @@ from contracts.service import Deadline, Loops
 from workers.draining.broker_time import BrokerTime
 from workers.draining.courier import Courier
 from workers.draining.ending import until_lease_ends, wind_down
+from workers.draining.graves import Graves
 from workers.draining.large_hops import LargeHops
 from workers.draining.lookups import Lookups
+from workers.draining.lost_plans import LostPlans
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
 from workers.draining.tenure import Tenure
@@ -107,8 +111,9 @@ class Joiner:
         settings, clock, prefix = self._settings, self._clock, self._settings.kafka.prefix
         broker_time = BrokerTime(clock)
         publisher = self._publisher = Publisher(self._producer, clock, broker_time.observe, self._wake)
-        store = PlanStore(self._redis)
-        self._cache = PlanCache(store, self._producer, clock, prefix=prefix)
+        store = PlanStore(self._redis, keep_seconds=settings.redis.plan_seconds)
+        lost = LostPlans(self._registry)
+        self._cache = PlanCache(store, self._producer, clock, prefix=prefix, lost=lost)
         plans = Plans(key, self._cache, store, self._registry, clock.monotonic)
         courier = Courier(publisher, clock, prefix=prefix, partition_of=self._cache.partition_of)
         self._blobs = blobs = Blobs.from_settings(settings.blobs)
@@ -117,8 +122,10 @@ class Joiner:
             limit = settings.blobs.claim_check_bytes
             courier.large_hops = LargeHops(blobs, publisher, record_bytes=MAX_RECORD_BYTES, tensor_bytes=limit)
         self._large_hops = courier.large_hops
+        undertaker = Undertaker(str(key), "", self._lease_id, self._token, socket.gethostname())
+        courier.graves = graves = Graves(publisher, topics.dead(prefix, key.model), undertaker, clock)
         cancelled = Tombstones(Cancels(self._redis), clock)
-        tools = Tools(plans, courier, self._lookups, publisher, clock, broker_time, cancelled)
+        tools = Tools(plans, courier, graves, self._lookups, publisher, clock, broker_time, cancelled)
         requests, joins = self._readers
         self._parts = Parts(
             key,

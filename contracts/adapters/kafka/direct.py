@@ -1,10 +1,11 @@
 """Sending batches without the library's detours.
 
 The library's queue wakes a task, which starts another that sends: half a dozen turns of the event loop for a lone
-request. Here the queue is emptied in the loop's next turn, so that what comes in one turn leaves in one request, and
-written to the connection there and then. The batches are numbered by the library, and broker and partitions are marked
-as busy, so what comes meanwhile gathers in its queue. Whatever is out of the ordinary is left to the library: a leader
-that is not known or not connected, and the next attempt after one that failed, under the same number.
+request. Here the queue is emptied in the loop's next turn, so that what comes in one turn leaves in one request, or at
+once for a lone batch, and written to the connection there and then. The batches are numbered by the library, and broker
+and partitions are marked as busy, so what comes meanwhile gathers in its queue. Whatever is out of the ordinary is left
+to the library: a leader that is not known or not connected, and the next attempt after one that failed, under the same
+number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from aiokafka.producer.sender import SendProduceReqHandler
 
 from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import Partition
+from contracts.adapters.kafka.framing import hear_at_once
 
 _Batches = dict[Partition, MessageBatch]
 
@@ -46,8 +48,9 @@ class Direct:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
 
-    def send(self, builder: Any, partition: Partition) -> asyncio.Future[Any] | None:
-        """Send a batch in the loop's next turn and return the future of its acknowledgement.
+    def send(self, builder: Any, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
+        """Send a batch and return the future of its acknowledgement: at once when nothing else is to be sent in this
+        turn of the loop, otherwise in the next, in one request with the others.
 
         None when it must be queued the library's way. Whoever waits for the future must shield it: it is not theirs.
         """
@@ -56,7 +59,9 @@ class Direct:
             return None
         batch = MessageBatch(partition, builder, queue._batch_ttl, 0)
         queue._batches[partition].append(batch)
-        if not self._is_flushing:
+        if is_lone and not self._is_flushing:
+            self._flush()
+        elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
         future: asyncio.Future[Any] = batch.future
@@ -91,6 +96,7 @@ class Direct:
         data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
         request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
         connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
+        hear_at_once(self._client, leader)
         try:
             answer = connection.send(request)
         except kafka_errors.KafkaError as exc:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from msgspec import Struct
 
 from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import MAX_REQUEST_BYTES, Partition
+from contracts.adapters.kafka.framing import hear_at_once
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ class FetchedRecord(Struct, gc=False):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+
+
+_TURNS_FIRST = 2  # the answer that the last records caused, or its reader's next request, leaves before a fetch
 
 
 class _Place:
@@ -221,15 +226,22 @@ class Fetcher:
 
     async def _fetch(self, leader: int, wished: list[tuple[Partition, int]]) -> None:
         try:
-            await asyncio.sleep(0)  # an answer that the last records caused, or the next request, leaves first
+            for _ in range(_TURNS_FIRST):
+                await asyncio.sleep(0)
             if leader == _NOBODY:
                 await self._look_for_leaders()
                 return
+            lost: list[Partition] = []
             request = wire.fetch(
-                wished, wait_ms=FETCH_WAIT_MS, most_bytes=FETCH_BYTES, most_of_each=2 * MAX_REQUEST_BYTES
+                wished,
+                wait_ms=FETCH_WAIT_MS,
+                most_bytes=FETCH_BYTES,
+                most_of_each=2 * MAX_REQUEST_BYTES,
+                hear=partial(self._accept, dict(wished), lost),
             )
-            answer = await self._client.send(leader, request)
-            if self._accept(answer, dict(wished)):
+            hear_at_once(self._client, leader)
+            await self._client.send(leader, request)
+            if lost:
                 await self._look_for_leaders()
         except kafka_errors.KafkaError as exc:
             log.warning("fetching from broker %d: %r", leader, exc)
@@ -243,9 +255,8 @@ class Fetcher:
         self._client.force_metadata_update()
         await asyncio.sleep(_RETRY_SECONDS)
 
-    def _accept(self, answer: wire.FetchAnswer, wished: dict[Partition, int]) -> bool:
-        """Keep what came, wake who waits for it; returns whether a partition is to be looked for elsewhere."""
-        is_lost = False
+    def _accept(self, wished: dict[Partition, int], lost: list[Partition], answer: wire.FetchAnswer) -> None:
+        """Keep what came, wake who waits for it, note which partitions are to be looked for elsewhere."""
         for part in answer.parts:
             partition = Partition(part.topic, part.partition)
             place = self._places.get(partition)
@@ -253,7 +264,8 @@ class Fetcher:
                 continue  # moved or stopped in the meantime
             if part.error:
                 error = kafka_errors.for_code(part.error)
-                is_lost = is_lost or not issubclass(error, _fatal)
+                if not issubclass(error, _fatal):
+                    lost.append(partition)
                 self._fail(place, partition, error)
             elif part.records:
                 place.records = place.decode(partition, part.records)
@@ -261,7 +273,6 @@ class Fetcher:
                 continue
             if partition in self._wanted:
                 self._wake()
-        return is_lost
 
     @staticmethod
     def _fail(place: _Place, partition: Partition, error: type[Exception]) -> None:

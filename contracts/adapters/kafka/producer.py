@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -128,30 +128,36 @@ class Producer:
         return future
 
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None = 30.0
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[Outgoing],
+        *,
+        timeout_seconds: float | None = 30.0,
+        is_lone: bool = False,
     ) -> Ack | None:
         """Publish records to one partition in as few batches as fit, and wait until all are acknowledged.
 
         Costs about half of as many `send` calls: one future and one pass for a whole batch. Returns the last batch's
         acknowledgement, None for no records. Errors as in `send`, and AckUnknown when the time is over, of which there
-        is no end without a timeout; after an error, any number of the records may have arrived.
+        is no end without a timeout; after an error, any number of the records may have arrived. `is_lone` says that
+        nothing for other partitions is published in this turn of the event loop: what is leaves at once then, and what
+        is nevertheless waits for its acknowledgement.
         """
         if partition >= self._partitions.get(topic, 0):
             await self._check_partition(topic, partition)
+        unsent: list[Any] = []
         acks: list[asyncio.Future[Any]] = []
-        position = 0
         try:
+            for batch in self._batches(records):
+                ack = None if unsent else self._send_now(batch, topic, partition, is_lone=is_lone)
+                if ack is None:
+                    unsent.append(batch)  # in order: nothing overtakes what has to be queued
+                else:
+                    acks.append(ack)
             async with asyncio.timeout(timeout_seconds):
-                while position < len(records):
-                    builder = self._live.create_batch()
-                    taken = position
-                    for record in records[position:] if position else records:
-                        key = record[2] if len(record) > 2 else None  # noqa: PLR2004 - most have none
-                        if builder.append(timestamp=None, key=key, value=record[0], headers=record[1]) is None:
-                            break
-                        taken += 1
-                    position = taken  # at least one further: a batch takes its first record whatever its size
-                    acks.append(await self._queue(builder, topic, partition))
+                for batch in unsent:
+                    acks.append(await self._queue(batch, topic, partition))  # noqa: PERF401 - it waits for its turn
                 done = [await ack for ack in acks] if len(acks) == 1 else await asyncio.gather(*acks)
         except AssertionError as exc:  # how the library says "unrecognised partition"
             msg = f"{topic} has no partition {partition}"
@@ -162,11 +168,29 @@ class Producer:
             return None
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
 
+    def _batches(self, records: Sequence[Outgoing]) -> Iterator[Any]:
+        """As few batches as the records fit into, in their order."""
+        position = 0
+        while position < len(records):
+            builder = self._live.create_batch()
+            taken = position
+            for record in records[position:] if position else records:
+                key = record[2] if len(record) > 2 else None  # noqa: PLR2004 - most have none
+                if builder.append(timestamp=None, key=key, value=record[0], headers=record[1]) is None:
+                    break
+                taken += 1
+            position = taken  # at least one further: a batch takes its first record whatever its size
+            yield builder
+
+    def _send_now(self, batch: Any, topic: str, partition: int, *, is_lone: bool) -> asyncio.Future[Any] | None:
+        """The future of a batch's acknowledgement, None when it must wait for its turn."""
+        if self._direct is None:
+            return None
+        future = self._direct.send(batch, Partition(topic, partition), is_lone=is_lone)
+        return None if future is None else asyncio.shield(future)
+
     async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
-        """Send a batch, or queue it behind the one before it for as long as that takes: the library gives up sooner."""
-        at_once = self._direct.send(batch, Partition(topic, partition)) if self._direct is not None else None
-        if at_once is not None:
-            return asyncio.shield(at_once)
+        """Queue a batch behind the one before it, for as long as that takes: the library gives up sooner."""
         while True:
             try:
                 future: asyncio.Future[Any] = await self._live.send_batch(batch, topic, partition=partition)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 from aiokafka import errors as kafka_errors
@@ -100,10 +100,23 @@ class ProduceAnswer:
         return cls(topics)
 
 
+class _Heard:
+    """A type of answer, of which somebody hears as soon as it is decoded."""
+
+    def __init__(self, hear: Callable[[FetchAnswer], None]) -> None:
+        self.API_VERSION = FetchAnswer.API_VERSION
+        self._hear = hear
+
+    def decode(self, stream: io.BytesIO) -> FetchAnswer:
+        answer = FetchAnswer.decode(stream)
+        self._hear(answer)
+        return answer
+
+
 class Exchange:
     """A request with its bytes, and the type of its answer."""
 
-    def __init__(self, api: int, body: bytes, answer: type[FetchAnswer | ProduceAnswer]) -> None:
+    def __init__(self, api: int, body: bytes, answer: type[FetchAnswer | ProduceAnswer] | _Heard) -> None:
         self.RESPONSE_TYPE = answer
         self._api, self._body = api, body
 
@@ -130,15 +143,25 @@ class Exchange:
         return _AnswerHead(*_NUMBER.unpack(stream.read(_NUMBER.size)))
 
 
-def fetch(wishes: Iterable[tuple[Any, int]], *, wait_ms: int, most_bytes: int, most_of_each: int) -> Exchange:
-    """Ask for partitions from an offset each; the broker waits up to `wait_ms` for the first record."""
+def fetch(
+    wishes: Iterable[tuple[Any, int]],
+    *,
+    wait_ms: int,
+    most_bytes: int,
+    most_of_each: int,
+    hear: Callable[[FetchAnswer], None] | None = None,
+) -> Exchange:
+    """Ask for partitions from an offset each; the broker waits up to `wait_ms` for the first record.
+
+    `hear` is called with the answer before those who wait for the exchange are woken, and must not raise.
+    """
     topics: dict[str, list[bytes]] = {}
     for (topic, partition), offset in wishes:
         topics.setdefault(topic, []).append(_WISH.pack(partition, offset, most_of_each))
     parts = [_FETCH_HEAD.pack(-1, wait_ms, 1, most_bytes, 0, len(topics))]
     for topic, found in topics.items():
         parts += (_text(topic), _NUMBER.pack(len(found)), *found)
-    return Exchange(1, b"".join(parts), FetchAnswer)
+    return Exchange(1, b"".join(parts), FetchAnswer if hear is None else _Heard(hear))
 
 
 def produce(batches: Mapping[Any, bytes], *, timeout_ms: int) -> Exchange:

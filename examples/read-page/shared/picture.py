@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 LONGEST_SIDE: Final = 2000
 SHORTEST_SIDE: Final = 30
@@ -35,9 +35,8 @@ class Picture(NamedTuple):
 
 
 def open_page(content: bytes) -> Picture:
-    """Decode a page, and bring it within the sizes that the models were made for. Raises OSError for no image."""
-    with Image.open(BytesIO(content)) as image:
-        pixels = np.asarray(image.convert("RGB"))[:, :, ::-1]
+    """Decode a page, and bring it within the sizes that the models were made for. Raises ValueError for no image."""
+    pixels = _decoded(content)
     height, width = pixels.shape[:2]
     scaled = np.ascontiguousarray(pixels)
     if max(height, width) > LONGEST_SIDE:
@@ -49,6 +48,17 @@ def open_page(content: bytes) -> Picture:
     if border:
         scaled = np.pad(scaled, ((border, border), (0, 0), (0, 0)))
     return Picture(scaled, scale, border, (width, height))
+
+
+def _decoded(content: bytes) -> Pixels:
+    try:
+        with Image.open(BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB"))[:, :, ::-1]
+    except UnidentifiedImageError:
+        msg = f"the page is no picture: its {len(content)} bytes are neither PNG nor JPEG nor another known format"
+    except (OSError, Image.DecompressionBombError) as exc:
+        msg = f"the page's picture cannot be decoded: {exc}"
+    raise ValueError(msg)
 
 
 def _border(height: int, width: int) -> int:

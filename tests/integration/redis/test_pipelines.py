@@ -33,7 +33,24 @@ async def test_a_plan_is_kept_while_it_is_used(redis: RedisDoor) -> None:
     await store.put(digest, raw)
     assert await store.get(digest) == raw
     assert 99_000 < await redis.command("PTTL", keys.plan(redis.prefix, digest)) <= 100_000
-    assert store.refresh_seconds == 25
+    await redis.command("PEXPIRE", keys.plan(redis.prefix, digest), 1000)
+    await store.keep(digest, raw)
+    assert 99_000 < await redis.command("PTTL", keys.plan(redis.prefix, digest)) <= 100_000
+    assert store.keep_seconds == 5
+    assert PlanStore(redis, keep_seconds=8).keep_seconds == 2
+
+
+async def test_a_plan_that_redis_has_lost_is_put_back_by_those_who_use_it(redis: RedisDoor) -> None:
+    store, raw = PlanStore(redis, keep_seconds=100), b"a plan"
+    digest = digest_of(raw)
+    await store.keep(digest, raw)
+    assert await store.get(digest) == raw
+    await redis.command("PEXPIRE", keys.plan(redis.prefix, digest), 50_000)
+    assert not await store.restore(digest, raw)
+    assert await redis.command("PTTL", keys.plan(redis.prefix, digest)) <= 50_000
+    await redis.command("DEL", keys.plan(redis.prefix, digest))
+    assert await store.restore(digest, raw)
+    assert await store.get(digest) == raw
 
 
 async def test_nobody_is_given_another_plan_than_the_one_asked_for(redis: RedisDoor) -> None:

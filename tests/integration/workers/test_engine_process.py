@@ -16,7 +16,7 @@ import pytest
 from contracts.artefacts import digest_folder
 from tests.engine_process import MODELS, TOKEN, BatchFailed, EngineProcess, python_model, rows_of
 from tests.helpers import wait_until_sync
-from workers.engine.__main__ import ENDED, NO_INGEST, NOT_LOADED, connect
+from workers.engine.__main__ import ENDED, NO_DEVICE, NO_INGEST, NOT_LOADED, connect
 from workers.link import Done, Failed, LoadFailed, Ready, Stop
 
 MOODY = """
@@ -381,3 +381,21 @@ def test_code_that_the_deployment_does_not_allow_is_not_loaded(tmp_path: Path) -
         assert "allow_code: true" in answer.message
         assert engine.wait() == NOT_LOADED
     assert not (folder / "ran").exists()
+
+
+def test_an_engine_that_lost_its_device_ends_and_answers_nothing_in_the_faults_place(tmp_path: Path) -> None:
+    code = """
+from workers.backends.device_faults import DeviceLost
+
+class Model:
+    def infer(self, inputs):
+        if inputs["x"].any():
+            raise DeviceLost("CUDA error: device-side assert triggered")
+        return {"y": inputs["x"]}
+"""
+    with EngineProcess(python_model(tmp_path / "1", code)) as engine:
+        assert isinstance(engine.start(), Ready)
+        engine.submit({"x": rows_of(2)})
+        assert engine.receive() is None
+        assert engine.wait() == NO_DEVICE
+        assert "the device is lost to this process: CUDA error: device-side assert" in engine.log.read_text()

@@ -42,3 +42,22 @@ def test_any_record_can_be_read_as_a_letter(pairs: list[tuple[str, bytes]], body
     again = dict(redrive_headers(letter, ttl_ms=None, version=None))
     assert "attempt" not in again
     assert int(again["redriven"]) == letter.redriven + 1
+
+
+@given(ttl=st.integers(0, 10**6), left=st.integers(0, 10**6), is_retried=st.booleans())
+def test_a_step_that_is_sent_again_has_its_job_wait_for_it(ttl: int, left: int, *, is_retried: bool) -> None:
+    own = [("id", b"child"), ("job", b"job-1"), ("step", b"two"), ("job-ttl", b"%d" % left), ("ttl", b"5")]
+    own += [("retry-ttl", b"%d" % ttl)] if is_retried else []
+    made = dead_headers(own, BY, reason="poison", message="", source="t/0/7", time_ms=9)
+    letter = parse_dead_letter(4, 1, made, b"")
+    assert letter.job == "job-1"
+    again = dict(redrive_headers(letter, ttl_ms=None if is_retried else ttl, version=None))
+    assert int(again["ttl"]) == ttl
+    assert int(again["job-ttl"]) == max(ttl, left)
+    assert (
+        int(dict(redrive_headers(parse_dead_letter(1, 1, own[:5], b""), ttl_ms=None, version=None))["job-ttl"]) == left
+    )
+
+
+def test_a_request_that_is_no_step_has_no_job() -> None:
+    assert not parse_dead_letter(4, 1, [("id", b"a"), ("job", b"a"), ("plan", b"0")], b"").job

@@ -11,7 +11,7 @@ from contracts.errors import ConfigurationError, ModelNotFound
 from contracts.names import NAME_PATTERN, ModelVersion, check_model_name, is_name, new_request_id
 from contracts.pipelines import parse_pipeline
 from contracts.routing import pin
-from contracts.specs import DeploymentSpec, RouteSpec, WorkersSpec, parse_fleet, parse_model
+from contracts.specs import DeploymentSpec, Knobs, RouteSpec, WorkersSpec, parse_fleet, parse_model
 
 MODEL = """
 name: digits
@@ -50,6 +50,18 @@ def test_a_python_models_file_is_that_of_its_handler_unless_it_names_another() -
         (("backend: onnx", "backend: onnx\nhandler: a:B"), "handler belongs to the python and torch backends"),
         (("backend: onnx", "backend: onnx\nartefact: ../../x.onnx"), "own folder"),
         (("backend: onnx", "backend: onnx\nbatchng: {}"), "batchng"),
+        (
+            ("backend: onnx", "backend: onnx\nbatching: {batch_invariant: true, preferred_batch_sizes: [8]}"),
+            "leave out preferred_batch_sizes",
+        ),
+        (
+            ("backend: onnx", "backend: onnx\nbatching: {batch_invariant: true, padding: {offsets: image}}"),
+            "padding.offsets and batch_invariant exclude each other",
+        ),
+        (
+            ("backend: onnx", "backend: python\nstreaming: true\nbatching: {batch_invariant: true}"),
+            "batch_invariant and streaming exclude each other",
+        ),
         (("name: digits", "name: [digits"), "not valid YAML"),
     ],
 )
@@ -57,6 +69,13 @@ def test_a_faulty_model_names_file_field_and_remedy(change: tuple[str, str], wor
     with pytest.raises(ConfigurationError, match=words) as caught:
         parse_model(MODEL.replace(*change), "the/model.yaml")
     assert "the/model.yaml" in str(caught.value)
+
+
+def test_a_batch_invariant_model_takes_no_preferred_sizes_by_hand_either() -> None:
+    spec = parse_model(f"{MODEL}batching: {{batch_invariant: true}}", "model.yaml")
+    assert Knobs(max_batch_size=8).applied(spec.batching).batch_invariant
+    with pytest.raises(ConfigurationError, match="leave out preferred_batch_sizes"):
+        Knobs(preferred_batch_sizes=(8, 16)).applied(spec.batching)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from contracts.errors import ConfigurationError
 from contracts.messages import ErrorDetail, Receipt, Response, Status
 from contracts.specs import ModelSpec
 from contracts.tensors import Tensor
-from deploy.cli.inputs import load_array, parse_inputs, parse_json, response_json, response_text
+from deploy.cli.inputs import Arrays, load_array, parse_inputs, parse_json, response_json, response_text
+from deploy.cli.outputs_file import OutputsFile
+from deploy.cli.per_row import rows_of
 
 _x = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
 _text = {"name": "text", "datatype": "BYTES", "shape": [-1]}
@@ -37,6 +39,11 @@ def test_the_name_may_be_left_out_where_there_is_one_input() -> None:
     assert np.asarray(parse_inputs(["[[1, 2]]"], spec(_x))["x"]).shape == (1, 2)
     with pytest.raises(ConfigurationError, match="say which input it is"):
         parse_inputs(["[[1, 2]]"], spec(_x, _text))
+
+
+def test_a_name_that_the_model_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ConfigurationError, match="m@1 has no input 'y'; it takes x, text"):
+        parse_inputs(["y=[[1, 2]]"], spec(_x, _text))
 
 
 def test_a_file_is_read_and_brought_to_the_type_of_the_model(tmp_path: Path) -> None:
@@ -117,3 +124,78 @@ def test_a_person_reads_outputs_and_where_the_time_went() -> None:
     assert "y  FP32 [1, 2]" in text
     assert "answered in 1.5 ms" in text
     assert "by w-1 on cpu, in a batch of 3" in text
+
+
+def test_a_pattern_is_a_row_of_each_file_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    rows = np.asarray(parse_inputs([f"text=@{tmp_path}/*.txt"], spec(_text))["text"])
+    assert rows.tolist() == [b"a.txt", b"b.txt"]
+    with pytest.raises(ConfigurationError, match=r"there is no file .*\*\.png"):
+        parse_inputs([f"text=@{tmp_path}/*.png"], spec(_text))
+
+
+def test_a_file_whose_name_is_a_pattern_is_meant_itself(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("one")
+    (tmp_path / "a1.txt").write_text("other")
+    assert np.asarray(parse_inputs([f"text=@{tmp_path}/a[1].txt"], spec(_text))["text"]).tolist() == [b"one"]
+
+
+def test_a_name_that_is_given_several_times_is_rows_behind_rows() -> None:
+    rows = np.asarray(parse_inputs(["x=[[1, 2]]", "x=[[3, 4], [5, 6]]"], spec(_x))["x"])
+    assert rows.tolist() == [[1, 2], [3, 4], [5, 6]]
+    with pytest.raises(ConfigurationError, match="one behind the other"):
+        parse_inputs(["x=[[1, 2]]", "x=[[3]]"], spec(_x))
+
+
+def test_per_row_each_row_becomes_a_request() -> None:
+    rows = rows_of({"x": [[1, 2], [3, 4]], "text": np.array([b"a", b"b"], object)})
+    assert [np.asarray(row["x"]).tolist() for row in rows] == [[[1, 2]], [[3, 4]]]
+    assert [np.asarray(row["text"]).tolist() for row in rows] == [[b"a"], [b"b"]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": [[1, 2]], "y": [[1], [2]]}, "as many rows of every input: x has 1, y has 2"),
+        ({"x": np.zeros((0, 2))}, "have no rows"),
+        ({"x": 3}, "have no rows"),
+    ],
+)
+def test_inputs_that_make_no_rows_are_refused(arrays: Arrays, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        rows_of(arrays)
+
+
+def test_outputs_are_written_with_all_digits_and_nothing_that_differs_from_run_to_run(tmp_path: Path) -> None:
+    scores = np.random.default_rng(1).random((2, 3), np.float32)
+    answers = [_answer(name, scores + index) for name in "ab" for index in range(2)]
+    with OutputsFile(str(tmp_path / "first.jsonl")) as first, OutputsFile(str(tmp_path / "second.jsonl")) as second:
+        for index, answer in enumerate(answers):
+            (first if index < 2 else second).add(answer)
+    lines = (tmp_path / "first.jsonl").read_text().splitlines()
+    assert (tmp_path / "second.jsonl").read_text().splitlines() == lines
+    (found,) = json.loads(lines[0])["outputs"]
+    assert np.array_equal(np.array(found["data"], np.float32).reshape(found["shape"]), scores)
+
+
+def test_a_request_without_an_answer_leaves_its_error_in_the_file(tmp_path: Path) -> None:
+    error = Response("a", Status.INVALID, "m", 1, error=ErrorDetail("no", retryable=False))
+    with OutputsFile(str(tmp_path / "out.jsonl")) as file:
+        file.add(error)
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {
+        "status": "INVALID",
+        "error": {"message": "no", "retryable": False},
+    }
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_asked(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"nowhere/out\.jsonl cannot be written"),
+        OutputsFile(str(tmp_path / "nowhere/out.jsonl")),
+    ):
+        raise AssertionError("not reached")
+
+
+def _answer(name: str, scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Response:
+    return Response(name, Status.OK, "m", 1, outputs=(Tensor.from_numpy("scores", scores),))

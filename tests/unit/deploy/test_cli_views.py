@@ -10,10 +10,21 @@ import pytest
 from rich.console import Console
 
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
-from contracts.codec import encode_headers, encode_response
+from contracts.codec import encode_headers, encode_response, encode_step, encode_stream_headers
 from contracts.errors import ConfigurationError, InternalError, InvalidRequest, ModelNotFound
-from contracts.messages import Hop, Receipt, RequestHeaders, Response, ResponseBody, Status
+from contracts.messages import (
+    Hop,
+    Ran,
+    Receipt,
+    RequestBody,
+    RequestHeaders,
+    Response,
+    ResponseBody,
+    Status,
+    ran_after,
+)
 from contracts.names import ModelVersion
+from contracts.tensors import Tensor
 from deploy.cli.app import run
 from deploy.cli.inputs import response_text
 from deploy.cli.inspection import chained_plan
@@ -68,9 +79,52 @@ def test_the_answer_of_a_chained_pipeline_leads_to_its_trace_and_names_what_was_
     text = response_text(response, is_chained=True)
     assert text.splitlines() == [
         "missing = forest",
-        "p@1 answered in 0.0 ms; `headrace trace r-1` shows its steps",
+        (
+            "p@1 answered in 0.0 ms (queued 2.0, batched 0.3, computed 1.0, returned 0.0); "
+            "`headrace trace r-1` shows its steps"
+        ),
     ]
     assert "by w-1 on cpu, in a batch of 4" in response_text(response)
+
+
+def test_the_parts_of_a_stream_are_one_event_each_run_and_say_nothing_of_times() -> None:
+    asked = Record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, stream=True)))
+    runs = ["w.1", "w.1", "w.2", "w.2", "w.2"]
+    replies = [
+        Record(
+            "headrace.replies.cli",
+            101 + index,
+            encode_stream_headers("r-1", Status.PARTIAL, "t", index=index, run=run),
+            encode_response(ResponseBody("m", 1, (), final=False)),
+        )
+        for index, run in enumerate(runs)
+    ]
+    body = encode_response(ResponseBody("m", 1, (), receipt=RECEIPT, index=3))
+    end = Record("headrace.replies.cli", 120, encode_stream_headers("r-1", Status.OK, "t", index=3, run="w.2"), body)
+    timeline = describe("r-1", lines_of([asked, *replies, end], "headrace"))
+    (step,) = timeline["steps"]
+    assert (step["computed_ms"], step["ended_ms"], timeline["status"], timeline["took_ms"]) == (1.0, 20, "OK", 20)
+    assert [(event["kind"], event["detail"]) for event in timeline["events"][1:]] == [
+        ("partial", "2 of run w.1"),
+        ("partial", "3 of run w.2"),
+        ("response", "OK, 3 parts before"),
+    ]
+
+
+def test_the_trace_of_a_job_shows_each_steps_own_times_though_the_receipt_adds_them_up() -> None:
+    def asked(step: str, at: int, ran: Ran | None) -> Record:
+        hop = Hop("r-1", "0" * 32, "p@1", step)
+        value = encode_step(RequestBody((Tensor("x", "FP32", (1, 1), memoryview(bytes(4))),), ran=ran))
+        return Record(f"headrace.requests.{step}.1", at, encode_headers(RequestHeaders("c", None, hop=hop)), value)
+
+    one = ran_after(None, "one", RECEIPT, ())
+    two = ran_after(one, "two", RECEIPT, ())
+    headers = [("v", b"1.0"), ("id", b"r-1"), ("status", b"OK"), ("to", b"t")]
+    body = encode_response(ResponseBody("p", 1, (), receipt=two.whole, ran=two))
+    records = [asked("one", 100, None), asked("two", 105, one), Record("headrace.replies.cli", 110, headers, body)]
+    timeline = describe("r-1", lines_of(records, "headrace"))
+    found = [(step["step"], step["queued_ms"], step["computed_ms"], step["ended_ms"]) for step in timeline["steps"]]
+    assert found == [("one", 2.0, 1.0, 5), ("two", 2.0, 1.0, 10)]
 
 
 def test_only_steps_of_chained_pipelines_can_be_inspected() -> None:

@@ -29,7 +29,7 @@ class Broker:
         self.may_answer.set()
 
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None
+        self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None, is_lone: bool
     ) -> Ack | None:
         self.batches.append((partition, [record[0] for record in records]))
         await self.may_answer.wait()

@@ -6,10 +6,13 @@
     safetensors             with `handler: module:Class`         weights alone, for a torch.nn.Module beside model.yaml
 
 A pickled module is refused, because unpickling runs whatever the file says.
+
+A declared module of a streaming model has a method `generate` that yields, or its `forward` does.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 from contracts.errors import ModelLoadError
+from contracts.specs import ModelSpec
 from workers.backends.base import ModelContext
 from workers.backends.handlers import HandlerPackage
 
@@ -81,3 +85,20 @@ def _declared_module(context: ModelContext, path: Path, target: torch.device, pa
     if faults:
         raise ModelLoadError(f"{key}: {path.name} does not fit {context.spec.handler}: {'; '.join(faults)}")
     return module.eval()
+
+
+def entry(spec: ModelSpec, program: Any) -> Any:
+    """What to call: the program, or what begins a stream of it. Raises ModelLoadError when spec and module disagree."""
+    forward_yields = inspect.isgeneratorfunction(getattr(program, "forward", None))
+    if not spec.streaming:
+        if forward_yields:
+            raise ModelLoadError(f"{spec.key}: {spec.handler}.forward yields: write streaming: true in model.yaml")
+        return program
+    generate = getattr(program, "generate", None)
+    if inspect.isgeneratorfunction(generate):
+        return generate
+    if not forward_yields:
+        raise ModelLoadError(
+            f"{spec.key}: model.yaml says streaming: true, but neither {spec.handler}.generate nor .forward yields"
+        )
+    return program

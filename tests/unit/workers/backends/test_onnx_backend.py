@@ -12,6 +12,7 @@ from contracts.errors import ModelLoadError
 from contracts.specs import ModelSpec, TensorSpec
 from tests.engine_process import MODELS, spec_in
 from workers.backends.base import ModelContext
+from workers.backends.device_faults import DeviceLost
 
 pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
 from workers.backends.onnx import OnnxBackend, signature_faults
@@ -110,11 +111,32 @@ def test_a_spec_that_contradicts_the_file_is_refused_at_load() -> None:
         loaded(folder, spec)
 
 
-def test_without_the_cuda_provider_a_gpu_lease_is_served_by_the_cpu_and_says_so() -> None:
+def test_without_the_cuda_provider_a_gpu_lease_is_refused_unless_the_spec_asks_for_the_cpu(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has the CUDA provider")
-    assert loaded(MODELS / "digits" / "1", device="cuda:0").device == "cpu"
+    folder = MODELS / "digits" / "1"
+    with pytest.raises(ModelLoadError, match="digits@1: the lease has a GPU, but this ONNX Runtime has no CUDA"):
+        loaded(folder, device="cuda:0")
+    knowingly = ModelSpec.model_validate(spec_in(folder).model_dump() | {"onnx": {"provider": "cpu"}})
+    assert loaded(folder, knowingly, device="cuda:0").device == "cpu"
+    assert "GPU is not used" in caplog.text
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_cuda_provider_answers_like_the_cpu() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    folder = MODELS / "digits" / "1"
+    inputs = {"image": np.random.default_rng(0).random((5, 64), np.float32)}
+    on_gpu, on_cpu = loaded(folder, device="cuda:0"), loaded(folder)
+    assert on_gpu.device == "cuda:0"
+    for _ in range(2):
+        scores = on_gpu.infer(dict(inputs), 5, {})["scores"]
+        np.testing.assert_allclose(scores, on_cpu.infer(dict(inputs), 5, {})["scores"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("location", ["../weights", "link", "{parent}/weights"])
@@ -180,4 +202,15 @@ def test_a_failed_allocation_is_a_memory_error() -> None:
     backend = OnnxBackend()
     backend._session = Session()
     with pytest.raises(MemoryError, match="of size 9"):
+        backend.infer({}, 1, {})
+
+
+def test_a_fault_that_ends_the_device_for_this_process_is_told_apart() -> None:
+    class Session:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    backend = OnnxBackend()
+    backend._session = Session()
+    with pytest.raises(DeviceLost, match="illegal memory access"):
         backend.infer({}, 1, {})

@@ -43,8 +43,8 @@ def spec(**more: Any) -> ModelSpec:
             "backend": "torch",
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
-            **more,
         }
+        | more
     )
 
 
@@ -118,3 +118,79 @@ def test_a_compiled_package_runs(tmp_path: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         outputs = loaded(tmp_path, artefact="model.pt2").infer({"x": X}, 5, {})
     assert np.allclose(outputs["y"], module(torch.from_numpy(X)).detach().numpy(), atol=1e-6)
+
+
+STREAMS = """
+import torch
+
+class Base(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 3)
+
+class Generates(Base):
+    def forward(self, x):
+        return self.layer(x)
+
+    def generate(self, x):
+        try:
+            yield self.layer(x)
+            yield [self.layer(x) + 1], [0]
+        finally:
+            self.left = True
+
+class Plain(Base):
+    def generate(self, x):
+        return x
+
+class Raises(Base):
+    def forward(self, x):
+        yield self.layer(x)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+"""
+
+
+def test_a_module_that_generates_is_asked_for_its_parts(folder: Path) -> None:
+    (folder / "net.py").write_text(STREAMS)
+    module = Wrapped().eval()
+    save(folder, module)
+    want = module(torch.from_numpy(X)).detach().numpy()
+    backend: Any = loaded(folder, handler="net:Generates", streaming=True)
+    steps = backend.stream({"x": X}, 5, {})
+    assert np.allclose(next(steps)["y"], want)
+    outputs, rows = steps.send(frozenset())
+    assert np.allclose(outputs["y"], want + 1)
+    assert rows == [0]
+    assert not torch.is_inference_mode_enabled()
+    steps.close()
+    assert backend._program.__self__.left
+
+
+def test_a_module_that_cannot_yield_is_refused_when_the_spec_says_that_it_streams(folder: Path) -> None:
+    (folder / "net.py").write_text(STREAMS)
+    save(folder, Wrapped())
+    with pytest.raises(ModelLoadError, match=r"streaming: true, but neither net:Plain\.generate nor \.forward yields"):
+        loaded(folder, handler="net:Plain", streaming=True)
+
+
+def test_a_stream_that_finds_no_memory_says_so_as_a_memory_error(folder: Path) -> None:
+    (folder / "net.py").write_text(STREAMS)
+    save(folder, Wrapped())
+    backend: Any = loaded(folder, handler="net:Raises", streaming=True)
+    steps = backend.stream({"x": X}, 5, {})
+    next(steps)
+    with pytest.raises(MemoryError, match="9 bytes"):
+        steps.send(frozenset())
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"streaming": True}, "streaming with the torch backend needs a handler"),
+        ({"sequences": {}, "handler": "net:Net"}, "sequences does not go with the torch backend"),
+        ({"streaming": True, "backend": "onnx"}, "streaming does not go with the onnx backend"),
+    ],
+)
+def test_a_spec_asks_only_for_what_its_backend_can(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        spec(**fields)

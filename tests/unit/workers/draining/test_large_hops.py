@@ -92,11 +92,14 @@ async def test_tensors_that_only_together_are_too_large_are_stored_until_the_res
     blobs.close()
 
 
-async def test_a_job_s_outputs_may_be_references_too(tmp_path: Path) -> None:
+async def test_a_job_s_outputs_are_references_where_the_response_fits_no_record_without(tmp_path: Path) -> None:
     large, blobs = hops(tmp_path.as_uri(), Held())
-    small = await carried_out(large, Answer(outputs=(tensor("image", 50_000),)))
+    assert not large.concerns(PLAN, Answer(outputs=(tensor("image", TENSOR + 1),)))
+    outputs = tensor("image", RECORD - 4 * TENSOR // 5), tensor("mask", TENSOR - 1)
+    small = await carried_out(large, Answer(outputs=outputs, index=3, run="w.1"))
     assert isinstance(small, Answer)
-    assert small.outputs[0].ref is not None
+    assert [output.ref is not None for output in small.outputs] == [True, False]
+    assert (small.index, small.run) == (3, "w.1")
     blobs.close()
 
 

@@ -42,6 +42,18 @@ def test_a_gap_that_closes_when_read_again_loses_nothing() -> None:
     assert tracker.gaps == 0
 
 
+def test_what_was_never_received_cannot_be_answered() -> None:
+    tracker = OffsetTracker(0)
+    tracker.receive(0)
+    tracker.done(2)
+    tracker.done(0)
+    for offset in (1, 2):
+        tracker.receive(offset)
+        assert not tracker.is_done(offset)
+    tracker.done(1)
+    assert tracker.commit_point == 2
+
+
 def test_what_was_received_already_is_ignored() -> None:
     tracker = OffsetTracker(5)
     assert tracker.receive(4) is Arrival.OLD

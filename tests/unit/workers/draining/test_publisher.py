@@ -26,7 +26,7 @@ class HeldProducer:
         self.over: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Any], *, timeout_seconds: float
+        self, topic: str, partition: int, records: Sequence[Any], *, timeout_seconds: float, is_lone: bool
     ) -> Ack | None:
         if partition in self.held:
             await self.over[partition].wait()

@@ -36,10 +36,43 @@ def test_expired_and_hopeless_requests_leave_when_they_would_be_taken_and_make_r
     queue = BatchQueue()
     for deadline in (1.0, 9.0, 5.4, 9.0):
         queue.put(delivery(4, deadline=deadline))
-    ready, dropped = queue.take(None, 8, 5.0, 5.5)
+    ready, dropped = queue.take(None, 8, 5.0, lambda _: 5.5)
     assert [d.deadline for d in ready] == [9.0, 9.0]
     assert [d.deadline for d in dropped] == [1.0, 5.4]
     assert not queue
+
+
+def test_each_that_is_refused_may_save_the_next() -> None:
+    queue = BatchQueue()
+    for deadline in (10.2, 10.2, 10.25, 10.3):
+        queue.put(delivery(1, deadline=deadline))
+    # Four rows would be answered at 10.4, two at 10.2: the first two go, and the others are in time.
+    ready, dropped = queue.take(None, 8, 10.0, lambda rows: 10.0 + rows / 10)
+    assert [d.deadline for d in dropped] == [10.2, 10.2]
+    assert [d.deadline for d in ready] == [10.25, 10.3]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.floats(0, 20), st.sampled_from((HIGH, NORMAL, LOW))), max_size=30),
+    st.integers(4, 12),
+    st.floats(0.01, 2.0),
+)
+def test_whoever_is_taken_is_in_time_and_nobody_is_refused_who_was_in_time_with_all_others(
+    wanted: list[tuple[int, float, int]], room: int, per_row: float
+) -> None:
+    queue = BatchQueue()
+    for rows, deadline, lane in wanted:
+        queue.put(delivery(rows, deadline=deadline, lane=lane))
+    waiting = queue.rows
+
+    def hopeless(rows: int) -> float:
+        return 1.0 + per_row * rows
+
+    ready, dropped = queue.take(None, room, 1.0, hopeless) if wanted else ([], [])
+    taken = sum(one.rows for one in ready)
+    assert all(one.deadline > hopeless(taken) for one in ready)
+    assert all(one.deadline <= hopeless(min(room, waiting)) for one in dropped)
+    assert queue.rows == waiting - taken - sum(one.rows for one in dropped)
 
 
 def test_the_most_urgent_key_is_served_first() -> None:

@@ -108,3 +108,31 @@ def test_real_batches_replace_their_seed_and_scale_the_others() -> None:
         known.observe(0.0, 64, 0.018)
     assert known.mean(64) == pytest.approx(0.018)
     assert known.mean(1) == pytest.approx(0.004)
+
+
+@given(st.floats(0.001, 0.02), st.floats(0.00001, 0.0005), st.integers(0, 1 << 30))
+def test_batches_between_two_sizes_take_what_lies_between(fixed: float, per_row: float, seed: int) -> None:
+    dice, known = random.Random(seed), LatencyTable(Buckets(bucket_sizes(64)))
+    for _ in range(1500):
+        rows = dice.randint(1, 64)
+        known.observe(0.0, rows, fixed + per_row * rows)
+    for rows in range(17, 65):
+        assert known.mean(rows) == pytest.approx(fixed + per_row * rows, rel=0.03)
+
+
+def test_batches_that_are_filled_up_take_what_a_full_one_does() -> None:
+    stepped = LatencyTable(Buckets((8, 16, 32)), is_stepped=True)
+    for size in (8, 16, 32) * 40:
+        stepped.observe(0.0, size, size / 1000)
+    assert stepped.mean(9) == stepped.mean(16) == pytest.approx(0.016)
+
+
+def test_one_odd_batch_moves_the_mean_by_little_and_a_lasting_change_soon_by_all() -> None:
+    dice, known = random.Random(5), LatencyTable(Buckets((32,)))
+    for _ in range(200):
+        known.observe(0.0, 32, dice.gauss(0.010, 0.0003))
+    known.observe(0.0, 32, 0.020)
+    assert known.mean(32) < 0.0103
+    for _ in range(30):
+        known.observe(0.0, 32, 0.014)
+    assert known.mean(32) == pytest.approx(0.014, rel=0.05)

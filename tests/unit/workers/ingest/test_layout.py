@@ -101,6 +101,16 @@ def test_rows_are_filled_up_to_a_bucket_texts_too() -> None:
     assert seen["words"].tolist() == [[b"a", b"bb"]] * 5 + [[b"", b""]] * 3
 
 
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_a_batch_invariant_model_sees_batches_of_one_size(rows: int) -> None:
+    spec = model(PaddingSpec(value=3), TensorSpec(name="ids", datatype="INT64", shape=(-1, 2)))
+    spec = spec.model_copy(update={"batching": BatchingSpec(max_batch_size=16, batch_invariant=True)})
+    slot = memoryview(bytearray(4096))
+    laid = Layout(spec).fill(slot, [request(np.ones((rows, 2), np.int64))])
+    assert laid.rows == 16
+    assert read_inputs(slot, laid.regions)["ids"].tolist() == [[1, 1]] * rows + [[0, 0]] * (16 - rows)
+
+
 def test_a_ragged_model_is_told_where_each_request_begins() -> None:
     points = TensorSpec(name="ids", datatype="INT64", shape=(-1, 3))
     spec = model(PaddingSpec(offsets="offsets"), points, OFFSETS)

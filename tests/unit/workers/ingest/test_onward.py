@@ -17,14 +17,15 @@ from contracts.messages import Hop, Receipt, ReplyAddress, RequestHeaders, Statu
 from contracts.names import ModelVersion
 from contracts.pipelines import parse_pipeline
 from contracts.plans import Plan
-from contracts.tensors import Tensor
+from contracts.tensors import Ref, Tensor
 from tests.helpers import FakeClock
+from workers.draining import plan_cache
 from workers.draining.claim import Claim
 from workers.draining.courier import Courier
 from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
-from workers.ingest.delivery import Leg, Origin
+from workers.ingest.delivery import Leg, Origin, Place
 from workers.ingest.onward import Onward
 
 FAN = """
@@ -65,7 +66,7 @@ class Post:
 
     sent: list[Posted] = field(default_factory=list)
 
-    def publish(self, topic: str, _partition: int, record: Any, settle: Any, lost: Any) -> None:
+    def publish(self, topic: str, _partition: int, record: Any, settle: Any, lost: Any, _: Any = None) -> None:
         self.sent.append(Posted(topic, record, settle, lost))
 
 
@@ -184,7 +185,10 @@ def test_an_answer_that_has_nowhere_to_go_is_kept() -> None:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends_the_job(*, is_known: bool) -> None:
+async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, *, is_known: bool
+) -> None:
+    monkeypatch.setattr(plan_cache, "PATIENCE_SECONDS", 0)
     bench = Bench()
     raw = bench.plan.encoded if is_known else None
 
@@ -211,8 +215,9 @@ async def test_a_plan_that_comes_later_holds_nobody_up_and_one_that_is_gone_ends
     else:
         (posted,) = bench.post.sent
         response, _ = decode_response(posted.record[1], posted.record[0])
-        assert response.status is Status.INVALID
+        assert response.status is Status.INTERNAL
         assert response.error is not None
+        assert response.error.retryable
         assert "submit the job again" in response.error.message
 
 
@@ -229,3 +234,90 @@ def test_a_cancelled_step_ends_its_job_whatever_the_plan_says_of_failures() -> N
     assert decode_response(posted.record[1], posted.record[0])[0].status is Status.CANCELLED
     posted.acknowledge()
     assert bench.is_answered
+
+
+TAIL = """
+name: tail
+version: 1
+inputs: [{name: row, datatype: FP32, shape: [-1, 4]}]
+steps:
+  head: {model: m@1, inputs: {row: input.row}}
+  sum: {reduce: mean, inputs: {row: [head.row, {const: [[2, 2, 2, 2]], datatype: FP32}]}}
+outputs: {half: sum.row}
+"""
+
+
+def streaming(text: str = TAIL) -> Bench:
+    bench = Bench()
+    spec, _ = parse_pipeline(text, "test")
+    bench.plan = compile_plan(spec, pin=lambda n, v, _: ModelVersion(n, v or 1), signature_of=lambda _: None)
+    bench.onward._plans.add(bench.plan)
+    return bench
+
+
+def passes_parts(bench: Bench, origin: Origin) -> list[bool]:
+    found: list[bool] = []
+    bench.onward.when_known(origin, found.append)
+    return found
+
+
+def test_a_part_goes_on_by_itself_and_the_end_says_how_many_went_before() -> None:
+    bench = streaming()
+    origin = bench.origin()
+    assert passes_parts(bench, origin) == [True]
+    (half,) = bench.onward.part(origin, ROWS, Receipt()) or ()
+    assert (half.name, half.to_numpy().tolist()) == ("half", [[1, 1, 1, 1]])
+    bench.onward.succeed(origin, (), Receipt(), Place(1, "w.1"))
+    (posted,) = bench.post.sent
+    response, _ = decode_response(posted.record[1], posted.record[0])
+    assert (response.id, response.status, response.index, response.run) == ("job-1", Status.OK, 1, "w.1")
+    assert (response.outputs, response.parameters) == ((), {})
+    assert not bench.is_answered
+    posted.acknowledge()
+    assert bench.is_answered
+
+
+def test_a_part_that_cannot_go_on_ends_the_job() -> None:
+    bench = streaming()
+    origin = bench.origin()
+    assert passes_parts(bench, origin) == [True]
+    odd = Tensor.from_numpy("row", np.zeros((1, 3), np.float32))
+    assert bench.onward.part(origin, (odd,), Receipt()) is None
+    (posted,) = bench.post.sent
+    assert b"step sum" in posted.record[0]
+    posted.acknowledge()
+    assert bench.is_answered
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [(FAN, "head"), (TAIL, "nowhere"), (TAIL, "sum"), (TAIL.replace("m@1", "m@2"), "head")],
+    ids=["others read it", "no such step", "no model", "another's model"],
+)
+def test_parts_go_on_from_the_tail_only(text: str, step: str) -> None:
+    bench = streaming(text)
+    assert passes_parts(bench, bench.origin(step)) == [False]
+
+
+def test_a_value_in_the_store_that_the_tail_reads_has_the_parts_collected() -> None:
+    bench = streaming(TAIL.replace("{const: [[2, 2, 2, 2]], datatype: FP32}", "input.row"))
+    origin = bench.origin()
+    assert origin.leg is not None
+    origin.leg.carried = (Tensor("input.row", "FP32", (1, 4), ref=Ref("0" * 64, 16)),)
+    assert passes_parts(bench, origin) == [False]
+    origin.leg.carried = (Tensor("input.row", "FP32", (1, 4), ROWS[0].data),)
+    assert passes_parts(bench, origin) == [True]
+
+
+async def test_parts_wait_for_a_plan_that_comes_later_and_are_collected_without_one() -> None:
+    class Nothing:
+        async def get(self, _: str) -> bytes | None:
+            return None
+
+    bench = Bench()
+    plans = PlanCache(cast("PlanStore", Nothing()), cast("Producer", None), bench.clock, prefix="headrace")
+    bench.onward._plans = plans
+    found = passes_parts(bench, bench.origin())
+    assert found == []
+    await next(iter(plans._fetches.values()))
+    assert found == [False]

@@ -30,7 +30,7 @@ class World:
     def __init__(self, limit: int, batch: int) -> None:
         self.queue, self.room, self.batch = BatchQueue(), Room(), batch
         self.room.configure(limit, batch, rejects=False)
-        self.room.open_lanes(self.queue.count_lanes())
+        self.room.open_lanes(self.queue.count_lanes)
         self.logs = Counter[int]()
         self.ran: list[list[Delivery]] = []
 
@@ -125,7 +125,7 @@ def test_high_requests_behind_any_backlog_run_in_the_next_batches(
 def test_a_full_queue_of_low_rows_refuses_low_ones_and_no_others() -> None:
     room, queue = Room(), BatchQueue()
     room.configure(100, 10, rejects=True)
-    room.open_lanes(queue.count_lanes())
+    room.open_lanes(queue.count_lanes)
     for _ in range(100):
         queue.put(from_lane(LOW))
     assert room.refuses(queue.rows, 1, LOW)
@@ -148,7 +148,7 @@ def test_lanes_that_are_opened_late_find_what_waits_already_counted() -> None:
 def test_a_lane_that_was_full_is_read_again_when_half_of_its_reserve_is_free() -> None:
     room, counts = Room(), [0, 0, 0]
     room.configure(40, 10, rejects=False)
-    room.open_lanes(counts)
+    room.open_lanes(lambda: counts)
     counts[LOW] = 40
     for high, is_open in ((19, True), (20, False), (11, False), (10, True), (19, True)):
         counts[HIGH] = high

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from contracts.adapters.kafka import Partition, Record
-from contracts.messages import Receipt, Status
+from contracts.messages import Receipt, RequestHeaders, Status
 from contracts.tensors import Tensor
 from tests.helpers import FakeClock
 from workers.draining.claim import Claim
-from workers.ingest.delivery import Delivery, Origin, Place
+from workers.ingest.delivery import Delivery, Leg, Origin, Place
 from workers.ingest.flight import Flight
 from workers.ingest.responder import MAX_RESPONSE_BYTES, Responder
 from workers.ingest.streams import Streams
@@ -37,6 +37,7 @@ class World:
         self.sent: list[tuple[str, str, Any]] = []
         self.settled: list[str] = []
         self.to_engine: list[Continue] = []
+        self.unknown: list[Callable[[bool], None]] | None = None
         self.claim = Claim(Partition("t", 0), 0)
         self.streams = Streams(
             slots=slots,
@@ -49,8 +50,15 @@ class World:
             worker="w",
         )
 
+    def when_known(self, _: Delivery, then: Callable[[bool], None]) -> None:
+        if self.unknown is None:
+            then(True)
+        else:
+            self.unknown.append(then)
+
     def partial(self, delivery: Delivery, outputs: tuple[Tensor, ...], place: Place) -> bool:
         if sum(len(output.data) for output in outputs) > MAX_RESPONSE_BYTES:
+            self.fail(delivery, Status.INTERNAL, "a part is too large")
             return False
         self.sent.append((delivery.origin.request_id, f"part {place.number} of {place.run}", values(outputs)))
         return True
@@ -62,10 +70,10 @@ class World:
     def fail(self, delivery: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:
         self.sent.append((delivery.origin.request_id, status.value, message))
 
-    def request(self, name: str, *, stream: bool = True, deadline: float = 1e9) -> Delivery:
+    def request(self, name: str, *, stream: bool = True, deadline: float = 1e9, leg: Leg | None = None) -> Delivery:
         self.claim.open += 1
         return Delivery(
-            Origin(self.claim, cast("Record", None), name, None),
+            Origin(self.claim, cast("Record", None), name, None, leg=leg),
             inputs=(),
             parameters={},
             rows=1,
@@ -213,3 +221,39 @@ def test_parts_of_different_shapes_cannot_be_joined(world: World) -> None:
     ((_, what, message),) = world.sent
     assert what == "INTERNAL"
     assert "different shapes" in message
+
+
+def test_the_engine_waits_with_the_first_part_until_it_is_known_who_gets_it(world: World) -> None:
+    world.unknown = []
+    flight = world.launch(world.request("a"), world.request("b"), world.request("c", stream=False))
+    world.part(flight, 1, 2, 3)
+    assert (world.sent, world.to_engine, flight.is_held) == ([], [], True)
+    takes_parts, collected = world.unknown
+    takes_parts(True)
+    assert world.to_engine == []
+    collected(False)
+    assert (world.sent, world.to_engine, flight.is_held) == ([("a", "part 0 of w.1", [1])], [Continue(0, 1)], False)
+    world.streams.finish(flight, Done(0, 1, world.outputs(4, 5, 6), 10))
+    assert world.sent[1:] == [("a", "OK 1 of w.1", [4]), ("b", "OK", [2, 5]), ("c", "OK", [3, 6])]
+
+
+def test_a_part_is_handed_out_once_though_the_engine_must_wait_for_room(world: World) -> None:
+    world.unknown, world.has_room = [], False
+    flight = world.launch(world.request("a"))
+    world.part(flight, 1)
+    world.unknown[0](True)
+    world.streams.resume()
+    assert (world.sent, world.to_engine) == ([("a", "part 0 of w.1", [1])], [])
+    world.has_room = True
+    world.streams.resume()
+    assert (len(world.sent), world.to_engine) == (1, [Continue(0, 1)])
+
+
+def test_a_stream_ends_with_the_job_that_it_is_a_step_of(world: World) -> None:
+    class Ended(Leg):
+        is_over = True
+
+    flight = world.launch(world.request("a", leg=Ended(RequestHeaders("a", None), 1e9)))
+    world.part(flight, 1)
+    assert world.to_engine == [Continue(0, 1, (0,), stop=True)]
+    assert world.claim.open == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ import pytest
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, Registry
 from contracts.errors import InvalidRequest
+from contracts.messages import Hop
 from contracts.names import ModelVersion
-from contracts.plans import decode
+from contracts.plans import Plan, decode
 from contracts.specs import DeploymentSpec
 from tests.helpers import FakeClock
 from tests.pipeline_kit import compiled
@@ -29,12 +31,12 @@ SPEC = {
 class Store:
     """Plans with the times of their last refresh."""
 
-    refresh_seconds = 100.0
+    keep_seconds = 100.0
 
     def __init__(self) -> None:
         self.puts: list[str] = []
 
-    async def put(self, digest: str, _: bytes) -> None:
+    async def keep(self, digest: str, _: bytes) -> None:
         self.puts.append(digest)
 
     async def get(self, _: str) -> bytes | None:
@@ -79,7 +81,9 @@ async def test_a_plan_made_for_a_submission_without_one_is_stored_again_before_i
 
 
 async def test_a_plan_that_is_stored_under_the_name_of_another_is_none() -> None:
-    assert await plans_of(Store(), FakeClock()).of("0" * 32) is None
+    found: asyncio.Future[Plan | None] = asyncio.get_running_loop().create_future()
+    plans_of(Store(), FakeClock()).when(Hop("job", "0" * 32, "one@1"), found.set_result)
+    assert await found is None
 
 
 def test_a_plan_of_a_later_release_is_refused() -> None:

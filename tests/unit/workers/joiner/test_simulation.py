@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from contracts.advance import advance, start
 from contracts.messages import Status
 from contracts.names import ModelVersion
-from contracts.plans import Ask, Value
+from contracts.plans import Answer, Ask, Value
 from contracts.tensors import Tensor
 from tests.pipelines.fleet import compiled, ended, is_allowed, model, possible, tensors
 from tests.pipelines.random_pipelines import TENSOR, Generator
@@ -121,7 +121,7 @@ def test_a_model_that_never_answers_leaves_no_offset_held(seed: int) -> None:
 class Small(Joiner):
     """Has room for next to nothing."""
 
-    max_bytes = 1_500
+    max_bytes = 6_000
 
 
 @settings(max_examples=20, deadline=None)
@@ -131,8 +131,24 @@ def test_without_room_a_job_ends_as_it_should_or_is_refused(seed: int) -> None:
     assert settled(run.world)
     for job, spec in run.specs.items():
         first = run.world.answers[job][0]
-        is_refused = first.failure is not None and first.failure.status is Status.OVERLOADED
-        assert is_refused or is_allowed(first, spec, run.inputs[job]) is not False
+        assert _is_refused(first) or is_allowed(first, spec, run.inputs[job]) is not False
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_without_room_jobs_still_end_while_joiners_die_and_read_again_what_is_too_much(seed: int) -> None:
+    run = Run(seed, Faults(crash_every_ms=800, repeat=0.1), Small)
+    assert settled(run.world)
+    assert run.world.violations == []
+    for job, spec in run.specs.items():
+        ends = {ended(answer): answer for answer in run.world.answers[job]}
+        taken = [answer for answer in ends.values() if not _is_refused(answer)]
+        assert ends, "no answer"
+        assert all(is_allowed(answer, spec, run.inputs[job]) is not False for answer in taken)
+
+
+def _is_refused(answer: Answer) -> bool:
+    return answer.failure is not None and answer.failure.status is Status.OVERLOADED
 
 
 def test_what_a_condition_spares_a_model_is_told() -> None:

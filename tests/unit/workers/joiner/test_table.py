@@ -2,124 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
-from contracts.messages import Hop, RequestHeaders
-from contracts.names import ModelVersion
-from contracts.parts import MarkerBody, PartHeaders, PartKind
-from contracts.plans import Branch, Node, Part, Plan
-from workers.joiner.join import Arrival as PartArrival
-from workers.joiner.join import Decision, Fire, JoinKey, Mark, Patience, Source, Why
-from workers.joiner.table import PART_BYTES, JoinTable
-
-CLOSE_MS, KEEP_MS, LINGER_MS = Patience()
-START = 1_000_000
-TTL = 10_000
-DEADLINE = START + TTL
-
-PLAN = Plan(
-    pipeline=ModelVersion("p", 1),
-    partitions=1,
-    nodes=(
-        Node(name="both", kind="reduce", branches=("a", "b")),
-        Node(name="any", kind="reduce", branches=("a", "b"), require="first_of", quorum=1),
-        Node(name="soon", kind="reduce", branches=("a", "b"), require="best_effort", timeout_ms=500),
-        Node(name="rows", kind="gather", branches=("crops", "crops/out")),
-    ),
-)
-
-
-def is_ready(plan: Plan, join: str, parts: Mapping[Source, Part]) -> bool:
-    node = plan.by_name[join]
-    if node.kind == "gather":
-        widths = [part.width for part in parts.values() if part.source == "crops"]
-        return bool(widths) and len(parts) == 1 + widths[0]
-    return len(parts) >= (node.quorum or len(node.branches))
-
-
-class History:
-    """One partition: what is written to it, and a joiner that reads it."""
-
-    def __init__(self, *, max_bytes: int = 1 << 20) -> None:
-        self.records: list[tuple[PartArrival | None, PartHeaders, MarkerBody | None, int]] = []
-        self.now = START
-        self.max_bytes = max_bytes
-        self.cancelled: set[str] = set()
-        self.done: set[int] = set()
-        self.restart()
-
-    def restart(self, committed: int | None = None) -> None:
-        """The joiner dies; the next one claims the partition."""
-        self.base = self.commit_point if committed is None else committed
-        self.done = set()
-        self.read = self.base
-        self.table = JoinTable(
-            self.base, len(self.records), max_bytes=self.max_bytes, is_ready=is_ready, cancelled=self.cancelled
-        )
-
-    @property
-    def commit_point(self) -> int:
-        at = getattr(self, "base", 0)
-        while at in self.done:
-            at += 1
-        return at
-
-    def part(
-        self,
-        job: str,
-        join: str,
-        source: Source,
-        *,
-        branch: Branch = (),
-        width: int = 0,
-        ttl: int = TTL,
-        size: int = 10,
-    ) -> int:
-        hop = Hop(job, PLAN.digest, "p@1", join, branch)
-        headers = PartHeaders(RequestHeaders(f"{job}{source}", None, ttl, hop=hop), hop, PartKind.VALUE, str(source))
-        part = Part(join, branch, source, "width" if source == "crops" else "value", {}, None, width)
-        offset = len(self.records)
-        self.records.append((PartArrival(offset, headers, part, size, self.now), headers, None, self.now))
-        return offset
-
-    def append(self, mark: Mark) -> int:
-        self.records.append((None, mark.headers, mark.body, self.now))
-        return len(self.records) - 1
-
-    def catch_up(self) -> list[Decision]:
-        while self.read < len(self.records):
-            arrival, headers, marker, appended = self.records[self.read]
-            if arrival is not None:
-                self.table.offer(arrival, PLAN, self.now)
-            elif marker is not None:
-                key = JoinKey(headers.hop.job, headers.hop.step, headers.hop.branch)
-                marked = PartHeaders(headers.request, Hop(key.job, "", "p@1", key.join, key.branch), PartKind.MARKER)
-                self.table.mark(self.read, marked, marker, appended)
-            self.read += 1
-        return self.due()
-
-    def due(self) -> list[Decision]:
-        decisions = self.table.due(self.now)
-        self.done.update(self.table.settled())
-        return decisions
-
-    def fire(self) -> tuple[Fire, Mark]:
-        """Exactly one join is fired now; its marker is written."""
-        (fire,) = self.catch_up()
-        assert isinstance(fire, Fire)
-        assert self.catch_up() == []
-        self.table.fired(fire)
-        (mark,) = self.due()
-        assert isinstance(mark, Mark)
-        return fire, mark
-
-    def close(self, mark: Mark) -> int:
-        offset = self.append(mark)
-        self.table.acknowledged(mark.key, mark.body, self.now)
-        assert self.catch_up() == []
-        return offset
+from tests.pipelines.history import CLOSE_MS, DEADLINE, KEEP_MS, LINGER_MS, PLAN, START, History
+from workers.joiner.join import Fire, Mark, Why
+from workers.joiner.table import JOIN_BYTES, PART_BYTES
 
 
 def test_a_join_is_fired_when_its_last_branch_came_and_done_when_its_marker_is_acknowledged() -> None:
@@ -316,7 +203,7 @@ def test_branches_of_a_map_are_joins_of_their_own() -> None:
 
 
 def test_without_room_a_new_job_is_refused_and_closed_while_known_ones_go_on() -> None:
-    history = History(max_bytes=2 * (PART_BYTES + 10))
+    history = History(max_bytes=2 * (JOIN_BYTES + PART_BYTES + 10))
     history.part("one", "both", "a")
     history.part("two", "both", "a")
     history.catch_up()
@@ -349,8 +236,8 @@ def test_a_successor_knows_what_was_refused() -> None:
     assert [type(decision) for decision in decisions] == [Mark]
 
 
-def test_what_was_there_before_the_claim_is_never_refused() -> None:
-    history = History(max_bytes=0)
+def test_what_another_joiner_has_taken_in_is_not_refused() -> None:
+    history = History(max_bytes=JOIN_BYTES + PART_BYTES)  # its first part is just below the bound
     history.part("j", "both", "a")
     history.part("j", "both", "b")
     history.restart()
@@ -373,10 +260,10 @@ def test_values_are_let_go_when_the_join_was_fired() -> None:
     history = History()
     history.part("j", "any", "a", size=1000)
     history.catch_up()
-    assert history.table.burden.held_bytes == 1000 + PART_BYTES
+    assert history.table.burden.held_bytes == 1000 + JOIN_BYTES + PART_BYTES
     history.restart()
     history.fire()
-    assert history.table.burden == (0, 1, 0)
+    assert history.table.burden == (0, 1, JOIN_BYTES)
 
 
 def test_a_part_written_after_its_job_was_over_is_counted_as_a_phantom() -> None:

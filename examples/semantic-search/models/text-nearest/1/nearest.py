@@ -1,8 +1,9 @@
 """The last step: the nearest of some thousand sentences, by brute force.
 
-All vectors have length 1, so the product of two is the cosine of the angle between them. One matrix product compares a
-batch of texts with the whole index: for some thousand sentences that takes less than a millisecond, and finds the true
-nearest, which an approximate index need not.
+All vectors have length 1, so the product of two is the cosine of the angle between them. One product compares a text
+with the whole index: for some thousand sentences that takes less than a millisecond, and finds the true nearest, which
+an approximate index need not. Each text of a batch has a product of its own: a library multiplies one vector in another
+order than several at once, and scores would differ in their last bits by who shared the batch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from workers.backends.base import ModelContext
 
 DEFAULT_K: Final = 5
 MOST: Final = 100
-DECIMALS: Final = 4
-"""Of a score. The last bits depend on how many texts share a batch; what they decide is left to the order."""
 
 
 class Nearest:
@@ -40,10 +39,10 @@ class Nearest:
         if not isinstance(k, int) or not 1 <= k <= MOST:
             msg = f"parameter k is a whole number from 1 to {MOST}, not {k!r}"
             raise ValueError(msg)
-        scores = np.round(inputs["embedding"] @ self._vectors.T, DECIMALS)
+        scores = np.stack([self._vectors @ embedding for embedding in inputs["embedding"]])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return {
             "sentence": self._sentences[best],
             "topic": self._topics[best],
-            "score": np.take_along_axis(scores, best, axis=1).astype(np.float32),
+            "score": np.take_along_axis(scores, best, axis=1),
         }

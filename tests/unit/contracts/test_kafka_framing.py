@@ -1,0 +1,101 @@
+"""Frames cut out of what a connection receives, however the network cuts it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import cast
+
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import CloseReason
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.adapters.kafka.framing import hear_at_once
+
+
+class Transport:
+    """Knows its protocol, as event loops' transports do."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+        self.transport = self
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def receive(self, data: bytes) -> None:
+        cast("asyncio.Protocol", self.protocol).data_received(data)
+
+
+class Connection:
+    """As much of the library's connection as is used."""
+
+    host, port = "broker", 9092
+
+    def __init__(self) -> None:
+        self._protocol = asyncio.Protocol()
+        self._writer = Transport(self._protocol)
+        self._requests: list[object] = []
+        self.frames: list[bytes] = []
+        self.is_open = True
+
+    def connected(self) -> bool:
+        return self.is_open
+
+    def close(self, reason: object, exc: Exception) -> None:
+        assert reason is CloseReason.CONNECTION_BROKEN
+        assert isinstance(exc, IndexError)
+        self.is_open = False
+
+    def _handle_frame(self, frame: bytes) -> None:
+        if frame == b"unasked":
+            raise IndexError("nothing was asked")
+        self.frames.append(frame)
+
+    @property
+    def wire(self) -> Transport:
+        return self._writer
+
+
+class Client:
+    """Has one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._conns = {(0, ConnectionGroup.DEFAULT): connection}
+
+
+def heard(connection: Connection) -> Connection:
+    for node in (0, 0, 1):  # twice is once, and a broker that is not connected is none
+        hear_at_once(cast("AIOKafkaClient", Client(connection)), node)
+    return connection
+
+
+def framed(*frames: bytes) -> bytes:
+    return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.lists(st.integers(0, 300), max_size=8))
+def test_frames_are_the_same_however_they_arrive(frames: list[bytes], cuts: list[int]) -> None:
+    connection, data = heard(Connection()), framed(*frames)
+    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    for first, end in itertools.pairwise(at):
+        connection.wire.receive(data[first:end])
+    assert connection.frames == frames
+
+
+def test_nothing_is_taken_over_while_an_answer_is_awaited() -> None:
+    connection = Connection()
+    connection._requests.append("asked")
+    library = connection.wire.protocol
+    assert heard(connection).wire.protocol is library
+
+
+def test_an_answer_that_cannot_be_read_ends_the_connection_and_what_follows_is_not_read() -> None:
+    connection = heard(Connection())
+    connection.wire.receive(framed(b"asked", b"unasked", b"more"))
+    assert connection.frames == [b"asked"]
+    assert not connection.is_open
