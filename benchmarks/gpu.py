@@ -28,9 +28,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.batching_policies import Device
 from benchmarks.gpu_models import BUCKETS, GpuModel, build
 from benchmarks.gpu_report import Bucket, folder_name, knee, line, page
-from benchmarks.policy_simulator import LOADS, Device, compare
+from benchmarks.policy_simulator import LOADS, compare
 from tests.engine_process import EngineProcess
 from workers.backends.base import CUDA, ModelContext
 from workers.link import Done, Ready

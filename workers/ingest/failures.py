@@ -65,7 +65,7 @@ class Failures:
             return
         text = f"the request's tensors exceed a slot of {slot_bytes} bytes; raise slot_mib in model.yaml"
         self._answers.fail(deliveries[0], Status.INVALID, text)
-        self._queue.settled(deliveries[0])
+        self._settle(deliveries[0])
 
     def out_of_memory(self, rows: int) -> None:
         """Cut no batch as large as one that the device had no memory for."""

@@ -12,6 +12,7 @@ asked to be asked again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -217,11 +218,15 @@ class Launcher:
 
     def done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
-        flight = self._landed(done)
-        if flight is not None:
-            self._learn(flight, done.compute_us / 1e6)
-            self._turns.correct(flight.model, done.compute_us / 1e6 - flight.seconds)
+        flight, now = self._landed(done), self._clock.monotonic()
+        if flight is None:
+            return
+        if self.is_waiting:  # the next batch is decided with what this one took
+            self._learn(flight, now, done)
             self._models[flight.model].done(done)
+        else:
+            self._models[flight.model].done(done)
+            asyncio.get_running_loop().call_soon(self._learn, flight, now, done)
 
     def failed(self, failed: Failed) -> None:
         """A batch has no outputs."""
@@ -239,10 +244,11 @@ class Launcher:
             self._flights[slot] = other._replace(ends=ends)
         return flight
 
-    def _learn(self, flight: _Flight, computed: float) -> None:
+    def _learn(self, flight: _Flight, now: float, done: Done) -> None:
+        computed = done.compute_us / 1e6
+        self._turns.correct(flight.model, computed - flight.seconds)
         if not flight.seconds:  # nobody knew how long it would take
             return
-        now = self._clock.monotonic()
         self._handover.ended(now - flight.ends)
         if flight.was_idle:
             self._handover.took(now - flight.launched - computed)

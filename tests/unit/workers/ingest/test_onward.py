@@ -23,7 +23,7 @@ from workers.draining import plan_cache
 from workers.draining.claim import Claim
 from workers.draining.courier import Courier
 from workers.draining.lookups import Lookups
-from workers.draining.plan_cache import PlanCache
+from workers.draining.plan_cache import PATIENCE_SECONDS, PlanCache
 from workers.draining.publisher import Publisher
 from workers.ingest.delivery import Leg, Origin, Place
 from workers.ingest.onward import Onward
@@ -312,6 +312,7 @@ def test_a_value_in_the_store_that_the_tail_reads_has_the_parts_collected() -> N
 async def test_parts_wait_for_a_plan_that_comes_later_and_are_collected_without_one() -> None:
     class Nothing:
         async def get(self, _: str) -> bytes | None:
+            bench.clock.advance(PATIENCE_SECONDS)
             return None
 
     bench = Bench()
