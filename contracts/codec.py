@@ -22,7 +22,6 @@ from contracts.messages import (
     WIRE_MAJOR,
     WIRE_VERSION,
     Hop,
-    Priority,
     ReplyAddress,
     RequestBody,
     RequestHeaders,
@@ -31,7 +30,7 @@ from contracts.messages import (
     SequenceStep,
     Status,
 )
-from contracts.names import MAX_VERSION, NAME_PATTERN, is_name, is_request_id
+from contracts.names import MAX_VERSION, NAME_PATTERN, Priority, is_name, is_request_id
 from contracts.tensors import Tensor
 
 Headers = Iterable[tuple[str, bytes | None]]

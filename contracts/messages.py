@@ -10,7 +10,7 @@ walk over them.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -90,9 +90,6 @@ class SequenceStep(msgspec.Struct, frozen=True, gc=False):
     id: str
     start: bool = False
     end: bool = False
-
-
-Priority = Literal["high", "normal", "low"]
 
 
 class RequestHeaders(msgspec.Struct, frozen=True, gc=False):

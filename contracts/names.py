@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from contracts.errors import ConfigurationError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 _NAME = re.compile(NAME_PATTERN)
+Priority = Literal["high", "normal", "low"]
+"""Who goes first while others wait."""
 LANE_NAMES = ("high", "low")
 _LIKE_A_VERSION = re.compile(rf"(.+)\.([0-9]+)((?:\.(?:{'|'.join(LANE_NAMES)}))?)")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contracts import topics
 from contracts.codec import MAX_INLINE_BYTES, PRIORITIES, decode_address
 from contracts.errors import InvalidRequest
-from contracts.messages import MAX_TTL_MS, Priority, ReplyAddress
-from contracts.names import is_request_id
+from contracts.messages import MAX_TTL_MS, ReplyAddress
+from contracts.names import Priority, is_request_id
 from contracts.payloads import ENVELOPE_BYTES, URL_VARIABLE
 
 

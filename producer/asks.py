@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from contracts.messages import Parameters, Priority, Response
+from contracts.messages import Parameters, Response
+from contracts.names import Priority
 from producer.admission import check_request_id
 from producer.idempotency import canonical, check_key
 from producer.lasting import Extras, prioritized

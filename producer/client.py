@@ -29,7 +29,8 @@ from contracts.adapters.registry import Registry
 from contracts.clock import Clock, SystemClock
 from contracts.codec import encode_headers
 from contracts.errors import ClientClosed, TransportError
-from contracts.messages import Parameters, Priority, ReplyAddress, RequestHeaders, Response
+from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
+from contracts.names import Priority
 from contracts.partitioner import Partitioner
 from contracts.service import Loops
 from producer.admission import check_priority, check_reply_to, check_request_id, ttl_ms

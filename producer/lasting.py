@@ -15,7 +15,8 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from contracts.codec import STREAM, encode_sequence
 from contracts.errors import DeadlineExceeded
-from contracts.messages import Parameters, Priority, Response, SequenceStep
+from contracts.messages import Parameters, Response, SequenceStep
+from contracts.names import Priority
 from producer.admission import check_priority
 from producer.directory import Directory
 from producer.fanout import FanOut

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from contracts.errors import ClientClosed, HeadraceError
-from contracts.messages import Parameters, Priority, ReplyAddress, Response
+from contracts.messages import Parameters, ReplyAddress, Response
+from contracts.names import Priority
 from producer.client import InferenceClient
 from producer.crossing import Crossing
 from producer.handle import Handle

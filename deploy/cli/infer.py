@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from contracts.errors import ConfigurationError, DeadlineExceeded, ModelNotFound
-from contracts.messages import Priority
+from contracts.names import Priority
 from deploy.cli.errors import NotReady
 from deploy.cli.options import AsJson, Data
 

@@ -21,8 +21,8 @@ from deploy.cli.output import console, print_json_line
 from deploy.cli.outputs_file import OutputsFile
 
 if TYPE_CHECKING:
-    from contracts.messages import Parameters, Priority, Response
-    from contracts.names import ModelVersion
+    from contracts.messages import Parameters, Response
+    from contracts.names import ModelVersion, Priority
     from producer.client import InferenceClient
 
 _SHOWN_ERRORS = 5

@@ -17,8 +17,8 @@ import yaml
 from contracts import topics
 from contracts.adapters.kafka import Partition, Producer, Reader
 from contracts.codec import encode_headers, encode_request
-from contracts.messages import Priority, RequestHeaders, Status
-from contracts.names import ModelVersion
+from contracts.messages import RequestHeaders, Status
+from contracts.names import ModelVersion, Priority
 from contracts.settings import load_settings
 from contracts.tensors import Tensor
 from deploy.cli.apply import carry_out, plan_changes
