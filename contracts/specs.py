@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
@@ -262,6 +270,14 @@ class TopicSpec(Spec):
     lanes: bool = False
     """Whether requests of high and of low priority have topics of their own, so that none waits behind a backlog of
     another priority. Can be turned on and off while the model serves."""
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Who does not know `lanes` refuses a registry that has it: it is written only where it is asked for."""
+        found: dict[str, object] = handler(self)
+        if not self.lanes:
+            found.pop("lanes", None)
+        return found
 
 
 class DeploymentSpec(Spec):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from contracts.errors import ConfigurationError, ModelNotFound
 from contracts.names import NAME_PATTERN, ModelVersion, check_model_name, is_name, new_request_id
 from contracts.pipelines import parse_pipeline
 from contracts.routing import pin
-from contracts.specs import DeploymentSpec, Knobs, RouteSpec, WorkersSpec, parse_fleet, parse_model
+from contracts.specs import DeploymentSpec, Knobs, RouteSpec, TopicSpec, WorkersSpec, parse_fleet, parse_model
 
 MODEL = """
 name: digits
@@ -172,6 +174,14 @@ def test_a_model_is_not_called_like_a_lane(name: str, lane: str) -> None:
         check_model_name(name)
     assert check_model_name("a.high") == "a.high"
     assert check_model_name(f"{lane}.medium")
+
+
+def test_the_registry_names_lanes_only_where_they_are_asked_for() -> None:
+    asked, unasked = (DeploymentSpec(model="m", version=1, topic=TopicSpec(lanes=lanes)) for lanes in (True, False))
+    assert json.loads(asked.model_dump_json())["topic"]["lanes"] is True
+    assert "lanes" not in json.loads(unasked.model_dump_json())["topic"]
+    assert unasked.model_dump()["topic"]["lanes"] is False  # who compares two deployments sees it
+    assert all(DeploymentSpec.model_validate_json(one.model_dump_json()) == one for one in (asked, unasked))
 
 
 def test_a_pipelines_own_topic_has_no_lanes() -> None:
