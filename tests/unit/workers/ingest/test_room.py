@@ -154,3 +154,34 @@ def test_a_lane_that_was_full_is_read_again_when_half_of_its_reserve_is_free() -
         counts[HIGH] = high
         room.look(sum(counts), is_stale=False)
         assert (room.is_open(HIGH), room.is_open(LOW)) == (is_open, False)
+
+
+counts_of_lanes = st.lists(st.integers(0, 60), min_size=3, max_size=3)
+
+
+@given(
+    st.lists(st.tuples(counts_of_lanes, st.booleans()), max_size=40),
+    st.integers(1, 80),
+    st.integers(1, 20),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_room_that_is_looked_at_only_where_it_says_so_is_the_same_as_one_that_is_always_looked_at(
+    steps: list[tuple[list[int], bool]],
+    limit: int,
+    batch: int,
+    has_lanes: bool,  # noqa: FBT001 - drawn
+    rejects: bool,  # noqa: FBT001 - drawn
+) -> None:
+    always, seldom, counts = Room(), Room(), [0, 0, 0]
+    for room in (always, seldom):
+        room.configure(limit, batch, rejects=rejects)
+        if has_lanes:
+            room.open_lanes(lambda: counts)
+    for waiting, is_stale in steps:
+        counts[:] = waiting if has_lanes else [0, sum(waiting), 0]
+        total = sum(counts)
+        always.look(total, is_stale=is_stale)
+        if total >= seldom.looks_from:
+            seldom.look(total, is_stale=is_stale)
+        assert [seldom.is_open(lane) for lane in range(3)] == [always.is_open(lane) for lane in range(3)]
