@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -30,7 +30,7 @@ from contracts.messages import (
     SequenceStep,
     Status,
 )
-from contracts.names import MAX_VERSION, NAME_PATTERN, is_name, is_request_id
+from contracts.names import MAX_VERSION, NAME_PATTERN, Priority, is_name, is_request_id
 from contracts.tensors import Tensor
 
 Headers = Iterable[tuple[str, bytes | None]]
@@ -43,7 +43,7 @@ MAX_PARTITION = 1_000_000
 MAX_ATTEMPTS = 1_000
 MAX_STEP_CHARACTERS = 512  # a nested pipeline's step has the names of all it is inside of
 _COMMON = frozenset({"v", "id", "re", "ttl"})
-PRIORITIES = ("high", "normal", "low")
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 STREAM = ("stream", b"1")
 """The header of a request whose caller takes parts."""
 

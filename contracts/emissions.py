@@ -133,8 +133,13 @@ def failed(plan: Plan, ask: Ask, failure: Failure) -> list[Emission]:
 def _ask(
     job: Job, ask: Ask, left_ms: int, prefix: str, partition_of: Callable[[str], int | None], ran: Ran | None
 ) -> Outbound | Failure:
-    topic = topics.requests(prefix, ask.model.model, ask.model.version)
-    partition = partition_of(topic)
+    topic = requests = topics.requests(prefix, ask.model.model, ask.model.version)
+    partition = None
+    if job.priority in topics.LANES and ask.model in job.plan.laned:
+        topic = topics.lane(requests, job.priority)
+        partition = partition_of(topic)
+    if partition is None:  # no lane, or one that is still to be made
+        topic, partition = requests, partition_of(requests)
     if partition is None:
         return Failure(Status.INTERNAL, f"model {ask.model} has no topic: it is not deployed", ask.node, retryable=True)
     headers, body = ask_record(job, ask, left_ms, ran)

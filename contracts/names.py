@@ -2,20 +2,24 @@
 
 Names become parts of topics, Redis keys and paths, so they are narrow on purpose: lower case, digits, `.`, `_`, `-`,
 at most 64 characters, no `..`. A model version is written `name@version`. A model's name must not end in `.` and
-digits: the topic for requests to any version of a model `a.1` would be that of version 1 of the model `a`.
+digits, nor in such an end and a lane: the topic for requests to any version of a model `a.1` would be that of version 1
+of the model `a`, and that of `a.1.high` would be a lane of it.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from contracts.errors import ConfigurationError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 _NAME = re.compile(NAME_PATTERN)
-_LIKE_A_VERSION = re.compile(r"(.+)\.([0-9]+)")
+Priority = Literal["high", "normal", "low"]
+"""Who goes first while others wait."""
+LANE_NAMES = ("high", "low")
+_LIKE_A_VERSION = re.compile(rf"(.+)\.([0-9]+)((?:\.(?:{'|'.join(LANE_NAMES)}))?)")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _LONGEST_REQUEST_ID = 64
 DEFAULT_TENANT = "default"
@@ -44,10 +48,11 @@ def check_model_name(text: str) -> str:
     check_name(text, "model name")
     ending = _LIKE_A_VERSION.fullmatch(text)
     if ending is not None:
-        head, digits = ending.groups()
+        head, digits, lane = ending.groups()
+        what = "a lane" if lane else "a version"
         msg = (
-            f"{text!r} is no valid model name: '.' and digits at the end read as a version in the names of topics; "
-            f"write {f'{head}-{digits}'!r}, or '{head}@{digits}' if the version is meant"
+            f"{text!r} is no valid model name: its end reads as {what} in the names of topics; write "
+            f"{f'{head}-{digits}{lane}'!r}, or '{head}@{digits}' if the version is meant"
         )
         raise ConfigurationError(msg)
     return text

@@ -277,6 +277,9 @@ class PipelineSpec(Spec):
         if any(name.startswith("*") for name in names):
             msg = "names of inputs must not begin with '*'"
             raise ValueError(msg)
+        if self.topic.lanes:
+            msg = "topic.lanes belongs to the deployments of models: a job's steps go into the lanes of their models"
+            raise ValueError(msg)
         if self.device is not None and not self.fused:
             msg = "device belongs to a fused pipeline; otherwise the models' own deployments say what they need"
             raise ValueError(msg)

@@ -182,6 +182,10 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     is_fused: bool = False
     open_jobs: int | None = None
     format: int = 1
+    lanes: tuple[ModelVersion, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Models whose requests of other priorities have topics of their own; unset, not empty, when there are none, so
+    that the digest of such a plan stays what it was before there were lanes.
+    """
 
     @cached_property
     def encoded(self) -> bytes:
@@ -192,6 +196,11 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
     def digest(self) -> str:
         """What identifies the plan: 32 hexadecimal digits."""
         return hashlib.blake2b(self.encoded, digest_size=DIGEST_BYTES).hexdigest()
+
+    @cached_property
+    def laned(self) -> frozenset[ModelVersion]:
+        """The models that have lanes."""
+        return frozenset() if self.lanes is msgspec.UNSET else frozenset(self.lanes)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from contracts.errors import ConfigurationError
 from contracts.names import MAX_VERSION, ModelVersion, check_model_name
@@ -217,6 +225,11 @@ class ModelSpec(Spec):
         return self.artefact or default_artefacts[self.backend]
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether requests that belong together run in the order of the log."""
+        return self.batching.order == "per_key" or self.sequences is not None
+
+    @property
     def max_queue_rows(self) -> int:
         """Rows queued in a worker before it pauses its partitions."""
         return self.batching.max_queue_rows or 8 * self.batching.max_batch_size
@@ -254,6 +267,17 @@ class TopicSpec(Spec):
     partitions: Annotated[int | None, Field(ge=1, le=10_000)] = None
     """By default four times workers.max, at least 8."""
     retention_ms: Annotated[int, Field(ge=60_000)] = 86_400_000
+    lanes: bool = False
+    """Whether requests of high and of low priority have topics of their own, so that none waits behind a backlog of
+    another priority. Can be turned on and off while the model serves."""
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Who does not know `lanes` refuses a registry that has it: it is written only where it is asked for."""
+        found: dict[str, object] = handler(self)
+        if not self.lanes:
+            found.pop("lanes", None)
+        return found
 
 
 class DeploymentSpec(Spec):

@@ -1,6 +1,8 @@
 """Every Kafka topic and commit group, built here and nowhere else.
 
     <prefix>.requests.<model>.<version>   work for one model version; group headrace.<model>.<version>
+    <prefix>.requests.<model>.<version>.high, .low
+                                          the same for those of another priority, where a deployment asks for lanes
     <prefix>.requests.<model>             reserved for work whose version the route table decides
     <prefix>.retry.<model>.<version>      requests to be tried again later; one partition for each delay
     <prefix>.replies.<inbox>              responses; each client instance reads one partition of it, without a group
@@ -15,14 +17,32 @@ finds them when models are registered.
 
 from __future__ import annotations
 
-from contracts.names import ModelVersion
+from contracts.names import LANE_NAMES, ModelVersion
 
 DEFAULT_PREFIX = "headrace"
+LANES = LANE_NAMES
+"""Priorities that have a topic of their own where a deployment asks for lanes."""
 
 
 def requests(prefix: str, model: str, version: int) -> str:
     """The topic of requests pinned to one model version."""
     return f"{prefix}.requests.{model}.{version}"
+
+
+def lane(requests_topic: str, priority: str) -> str:
+    """The topic of a model version's requests of one priority; `normal` ones have the request topic itself."""
+    return f"{requests_topic}.{priority}" if priority in LANES else requests_topic
+
+
+def lane_of(topic: str) -> str | None:
+    """The priority that a lane's topic stands for; None for every other topic."""
+    priority = topic.rpartition(".")[2]
+    return priority if priority in LANES else None
+
+
+def without_lane(topic: str) -> str:
+    """The request topic to which a lane's topic belongs; any other topic is its own."""
+    return topic if lane_of(topic) is None else topic.rpartition(".")[0]
 
 
 def retry(prefix: str, model: str, version: int) -> str:
@@ -61,8 +81,8 @@ def commit_group(prefix: str, model: str, version: int) -> str:
 
 
 def parse_requests(prefix: str, topic: str) -> ModelVersion | None:
-    """The model version that a request topic belongs to; None when it is no pinned request topic."""
-    return _versioned(f"{prefix}.requests.", topic)
+    """The model version that a request topic, or a lane of one, belongs to; None when it is no pinned request topic."""
+    return _versioned(f"{prefix}.requests.", without_lane(topic))
 
 
 def parse_joins(prefix: str, topic: str) -> ModelVersion | None:

@@ -7,10 +7,10 @@ neither the broker nor a worker anything, and the traceback points at the caller
 from __future__ import annotations
 
 from contracts import topics
-from contracts.codec import MAX_INLINE_BYTES, decode_address
+from contracts.codec import MAX_INLINE_BYTES, PRIORITIES, decode_address
 from contracts.errors import InvalidRequest
 from contracts.messages import MAX_TTL_MS, ReplyAddress
-from contracts.names import is_request_id
+from contracts.names import Priority, is_request_id
 from contracts.payloads import ENVELOPE_BYTES, URL_VARIABLE
 
 
@@ -48,6 +48,14 @@ def check_request_id(request_id: str) -> str:
         msg = "request_id must be 1 to 64 letters, digits, '.', '_', '~' or '-'"
         raise InvalidRequest(msg)
     return request_id
+
+
+def check_priority(priority: str) -> Priority:
+    """Return a caller's priority. Raises InvalidRequest when there is no such one."""
+    if priority not in PRIORITIES:
+        msg = f"priority must be one of {', '.join(PRIORITIES)}, not {priority!r}"
+        raise InvalidRequest(msg)
+    return priority
 
 
 def check_reply_to(prefix: str, reply_to: str | ReplyAddress | None) -> ReplyAddress | None:

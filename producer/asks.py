@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from contracts.messages import Parameters, Response
+from contracts.names import Priority
 from producer.admission import check_request_id
 from producer.idempotency import canonical, check_key
+from producer.lasting import Extras, prioritized
 from producer.pending import Waiter
 from producer.plan import Inputs, ModelPlan
 
@@ -23,6 +25,7 @@ class Call(NamedTuple):
     ttl_seconds: float | None
     request_id: str | None
     key: str | bytes | None
+    priority: Priority
     idempotency_key: str | None
 
 
@@ -39,6 +42,7 @@ class Ask(NamedTuple):
     ttl_seconds: float | None
     request_id: str | None
     partition_key: str | bytes | None
+    extras: Extras
     idempotency_key: str | None
 
 
@@ -46,7 +50,8 @@ class Sender(NamedTuple):
     """The part of the client that sends."""
 
     launch: Callable[
-        [ModelPlan, bytes, float | None, str | None, str | bytes | None], tuple[Waiter, asyncio.Future[Response]]
+        [ModelPlan, bytes, float | None, str | None, str | bytes | None, Extras],
+        tuple[Waiter, asyncio.Future[Response]],
     ]
     abandon: Callable[[Waiter], None]
     withdraw: Callable[[Waiter], Awaitable[None]]
@@ -67,5 +72,6 @@ async def make_ask(call: Call, plan: ModelPlan, encode: Encode, *, now: float, p
         ttl_seconds=call.ttl_seconds,
         request_id=None if call.request_id is None else check_request_id(call.request_id),
         partition_key=call.key,
+        extras=prioritized(call.priority),
         idempotency_key=None if call.idempotency_key is None else check_key(call.idempotency_key),
     )

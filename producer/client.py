@@ -18,7 +18,6 @@ import itertools
 import logging
 import secrets
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,17 +30,17 @@ from contracts.clock import Clock, SystemClock
 from contracts.codec import encode_headers
 from contracts.errors import ClientClosed, TransportError
 from contracts.messages import Parameters, ReplyAddress, RequestHeaders, Response
+from contracts.names import Priority
 from contracts.partitioner import Partitioner
 from contracts.service import Loops
-from producer.admission import check_reply_to, check_request_id, ttl_ms
+from producer.admission import check_priority, check_reply_to, check_request_id, ttl_ms
 from producer.asks import Ask, Call, Sender, make_ask
 from producer.directory import Directory
-from producer.fanout import FanOut
 from producer.handle import Handle
 from producer.inbox import Inbox
 from producer.jobs import PipelinePlan
 from producer.large_tensors import LargeTensors
-from producer.lasting import NO_EXTRAS, Extras, LastingCalls
+from producer.lasting import NO_EXTRAS, Extras, LastingCalls, prioritized
 from producer.metrics import CLIENTS
 from producer.outbox import Outbox
 from producer.pending import ClientStats, Outgoing, Pending, Waiter
@@ -194,6 +193,7 @@ class InferenceClient(LastingCalls):
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         key: str | bytes | None = None,
+        priority: Priority = "normal",
         idempotency_key: str | None = None,
         cache: bool | None = None,
         raise_on_error: bool = True,
@@ -201,19 +201,22 @@ class InferenceClient(LastingCalls):
         """Ask a model and await its response.
 
         `model` may be `name` (the route decides the version) or `name@version`. `inputs` maps names to arrays whose
-        first dimension is rows. Requests with the same `key` go to the same partition. Repetitions under one
-        `idempotency_key` share one run and its response, across processes; `cache` says whether the response of an
-        earlier equal call, or of one under way, will do (None: as the settings say).
+        first dimension is rows. Requests with the same `key` go to the same partition; those of `high` priority
+        overtake others, `low` ones let others pass. Repetitions under one `idempotency_key` share one run and its
+        response, across processes; `cache` says whether the response of an earlier equal call, or of one under way,
+        will do (None: as the settings say).
 
         Raises the RequestError that a status other than OK stands for, unless `raise_on_error` is False. Raises
         InvalidRequest for what is knowably wrong, Overloaded at once when the window is full, ModelNotFound,
         ClientClosed and TransportError.
         """
         if idempotency_key is not None or (self._is_caching if cache is None else cache):
-            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, idempotency_key)
+            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, priority, idempotency_key)
             response = await self._sharing.infer(await self._ask(call))
             return response.raise_for_status() if raise_on_error else response
-        waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
+        waiter, future = await self._dispatch(
+            model, inputs, version, parameters, ttl_seconds, request_id, key, priority
+        )
         try:
             response = await future
         except asyncio.CancelledError:
@@ -231,54 +234,20 @@ class InferenceClient(LastingCalls):
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         key: str | bytes | None = None,
+        priority: Priority = "normal",
         idempotency_key: str | None = None,
         cache: bool | None = None,
     ) -> Handle:
         """Send a request and return a handle of it, without waiting for the response. Errors as in `infer`."""
         if idempotency_key is not None or (self._is_caching if cache is None else cache):
-            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, idempotency_key)
+            call = Call(model, inputs, version, parameters, ttl_seconds, request_id, key, priority, idempotency_key)
             return await self._sharing.submit(await self._ask(call))
-        waiter, future = await self._dispatch(model, inputs, version, parameters, ttl_seconds, request_id, key)
+        waiter, future = await self._dispatch(
+            model, inputs, version, parameters, ttl_seconds, request_id, key, priority
+        )
         return Handle(waiter, future, lambda: self.withdraw(waiter))
 
-    async def map(
-        self,
-        model: str,
-        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
-        *,
-        in_flight: int = 256,
-        ordered: bool = True,
-        raise_on_error: bool = False,
-        version: int | None = None,
-        parameters: Parameters | None = None,
-        ttl_seconds: float | None = None,
-    ) -> AsyncGenerator[Response, None]:
-        """Ask for each of many inputs, `in_flight` at a time, and yield the responses.
-
-        They come in the order of the inputs, or as they arrive. An error is a response with its status, unless
-        `raise_on_error`; what was refused before it was sent has no id. Leaving the loop early abandons the rest.
-        """
-        self._check_usable()
-        run = FanOut(limit=max(1, in_flight), ordered=ordered)
-        under_way: dict[str, Waiter] = {}
-
-        async def send(item: Inputs) -> asyncio.Future[Response]:
-            waiter, future = await self._dispatch(model, item, version, parameters, ttl_seconds, None, None)
-            under_way[waiter.id] = waiter
-            return future
-
-        feeder = self._loop.create_task(run.feed(inputs, send, model), name="headrace.client.map")
-        try:
-            while (response := await run.next()) is not None:
-                under_way.pop(response.id, None)
-                yield response.raise_for_status() if raise_on_error else response
-        finally:
-            feeder.cancel()
-            await asyncio.wait([feeder])
-            for waiter in under_way.values():
-                self._abandon(waiter)
-
-    async def publish(
+    async def publish(  # noqa: PLR0913 - the same
         self,
         model: str,
         inputs: Inputs,
@@ -289,6 +258,7 @@ class InferenceClient(LastingCalls):
         ttl_seconds: float | None = None,
         request_id: str | None = None,
         key: str | bytes | None = None,
+        priority: Priority = "normal",
     ) -> str:
         """Send a request whose response goes to `reply_to` (`topic/partition/token`), or nowhere; return its id.
 
@@ -299,8 +269,8 @@ class InferenceClient(LastingCalls):
         body = await self._large.encode(plan, inputs, parameters)
         ttl = self._settings.client.ttl_seconds if ttl_seconds is None else ttl_seconds
         reply = check_reply_to(self._settings.kafka.prefix, reply_to)
-        headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl)))
-        await self._outbox.publish(self._outgoing(plan, body, headers, key, self._clock.monotonic()), ttl)
+        headers = encode_headers(RequestHeaders(name, reply, ttl_ms(ttl), priority=check_priority(priority)))
+        await self._outbox.publish(self._outgoing(plan, body, headers, key, self._clock.monotonic(), priority), ttl)
         return name
 
     async def withdraw(self, waiter: Waiter) -> None:
@@ -322,9 +292,12 @@ class InferenceClient(LastingCalls):
         ttl_seconds: float | None,
         request_id: str | None,
         key: str | bytes | None,
+        priority: Priority,
     ) -> tuple[Waiter, asyncio.Future[Response]]:
+        extras = NO_EXTRAS if priority == "normal" else prioritized(priority)
         plan = self._plan(model, version) or await self._directory.plan(model, version)
-        return self._launch(plan, await self._large.encode(plan, inputs, parameters), ttl_seconds, request_id, key)
+        body = await self._large.encode(plan, inputs, parameters)
+        return self._launch(plan, body, ttl_seconds, request_id, key, extras)
 
     def _launch(
         self,
@@ -338,7 +311,7 @@ class InferenceClient(LastingCalls):
         tail, patience = self._tails[ttl_seconds]
         name = self._next_id() if request_id is None else check_request_id(request_id)
         now = self._clock.monotonic()
-        record = self._outgoing(plan, body, [("id", name.encode()), *tail, *extras.headers], key, now)
+        record = self._outgoing(plan, body, [("id", name.encode()), *tail, *extras.headers], key, now, extras.priority)
         future: asyncio.Future[Response] = self._loop.create_future()
         waiter = Waiter(name, future, now, now + patience, plan.key.model, plan.key.version, record, extras.parts)
         self._pending.add(waiter)
@@ -349,11 +322,18 @@ class InferenceClient(LastingCalls):
         return waiter, future
 
     def _outgoing(
-        self, plan: ModelPlan, body: bytes, headers: list[tuple[str, bytes]], key: str | bytes | None, now: float
+        self,
+        plan: ModelPlan,
+        body: bytes,
+        headers: list[tuple[str, bytes]],
+        key: str | bytes | None,
+        now: float,
+        priority: Priority,
     ) -> Outgoing:
         if isinstance(plan, PipelinePlan):
             return plan.outgoing(headers, body, lambda partitioner: self._partition(partitioner, key, now))
-        return Outgoing(plan.topic, self._partition(plan.partitioner, key, now), body, headers)
+        topic, partitioner = (plan.topic, plan.partitioner) if priority == "normal" else plan.place(priority)
+        return Outgoing(topic, self._partition(partitioner, key, now), body, headers)
 
     def _partition(self, partitioner: Partitioner, key: str | bytes | None, now: float) -> int:
         if key is None:

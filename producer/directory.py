@@ -27,6 +27,7 @@ from producer.plan import ModelPlan
 log = logging.getLogger(__name__)
 
 _GROWTH_SECONDS = 30.0  # how often topics are asked whether they have grown; Kafka's clients read metadata as often
+_LANE_SECONDS = 1.0  # how long a request waits for its priority's topic, before it takes the one that there is
 
 
 class PartitionCounts(Protocol):
@@ -109,6 +110,7 @@ class Directory:
                 if self._store is not None and plans_due >= self._store.keep_seconds:
                     plans_due = 0.0
                     await self._keep_plans(self._store)
+                await self._follow_lanes()
                 if growth_due >= _GROWTH_SECONDS:
                     growth_due = 0.0
                     await self._follow_growth()
@@ -157,7 +159,31 @@ class Directory:
             return await self._make_pipeline(state.pipelines[key], state)
         model = state.models.get(key) if state else None
         topic = topics.requests(self._prefix, key.model, key.version)
-        return ModelPlan(key, topic, await self._partitioner(key), model.spec.request_inputs if model else None)
+        plan = ModelPlan(key, topic, await self._partitioner(key), model.spec.request_inputs if model else None)
+        if self._has_lanes(key):
+            await self._find_lanes(plan)
+        return plan
+
+    def _has_lanes(self, key: ModelVersion) -> bool:
+        known = self._state.served.get(key) if self._state is not None else None
+        return known is not None and known.topic.lanes
+
+    async def _find_lanes(self, plan: ModelPlan) -> None:
+        """Use the lanes that exist; those that are still to be made are looked for again."""
+        for priority in topics.LANES:
+            if priority not in plan.lanes:
+                topic = topics.lane(plan.topic, priority)
+                partitioner = await self._lane_partitioner(topic)
+                if partitioner is not None:
+                    plan.lanes[priority] = topic, partitioner
+
+    async def _lane_partitioner(self, topic: str) -> Partitioner | None:
+        try:
+            async with asyncio.timeout(_LANE_SECONDS):
+                count = await self._kafka.partitions(topic)
+        except (TransportError, TimeoutError):
+            count = 0
+        return self._spread(count) if count else None
 
     async def _make_pipeline(self, pipeline: RegisteredPipeline, state: RegistryState) -> PipelinePlan:
         """Compile, and store the plan before anybody names it."""
@@ -165,6 +191,9 @@ class Directory:
         keys = [pipeline.key, *plan.models]
         found = dict(zip(keys, await asyncio.gather(*map(self._partitioner, keys)), strict=True))
         first = {topics.requests(self._prefix, *key): found[key] for key in plan.models}
+        lanes = [topics.lane(topics.requests(self._prefix, *key), one) for key in plan.laned for one in topics.LANES]
+        partitioners = await asyncio.gather(*map(self._lane_partitioner, lanes))
+        first |= {topic: one for topic, one in zip(lanes, partitioners, strict=True) if one is not None}
         if self._store is not None:
             await self._store.put(plan.digest, plan.encoded)
         spec = PipelineSpec.model_validate(pipeline.spec)
@@ -176,7 +205,15 @@ class Directory:
         if not count:
             msg = f"{key} is deployed but its topic {topic} does not exist yet: is a scheduler running?"
             raise TransportError(msg)
+        return self._spread(count)
+
+    def _spread(self, count: int) -> Partitioner:
         return Partitioner(count, first=secrets.randbelow(count), longest_run=self._longest_run)
+
+    async def _follow_lanes(self) -> None:
+        for key, plan in list(self._by_key.items()):
+            if len(plan.lanes) < len(topics.LANES) and self._has_lanes(key):
+                await self._find_lanes(plan)
 
     async def _follow_growth(self) -> None:
         for plan in list(self._by_key.values()):

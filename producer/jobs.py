@@ -39,7 +39,7 @@ class PipelinePlan(ModelPlan):
         inputs: PipelineSpec,
         prefix: str,
     ) -> None:
-        """`first`: partitioners of the topics of the plan's models."""
+        """`first`: partitioners of the topics, and lanes, of the plan's models."""
         key = plan.pipeline
         super().__init__(key, topics.requests(prefix, key.model, key.version), partitioner, inputs.inputs)
         self.plan = plan
@@ -71,7 +71,7 @@ class PipelinePlan(ModelPlan):
                     emissions,
                     headers.ttl_ms,
                     prefix=self._prefix,
-                    partition_of=lambda topic: partition_of(self._first[topic]),
+                    partition_of=lambda topic: None if (one := self._first.get(topic)) is None else partition_of(one),
                 )
                 if len(records) == 1 and isinstance(records[0].emission, Ask):
                     first = records[0]

@@ -90,7 +90,9 @@ class Keyed:
             if ttl is not None and ttl <= 0:  # only the grace is left
                 await self._give_up(request)
                 return expired(request.request_id, ask.plan.key, self._clock.monotonic() - ask.started)
-            waiter, future = self._sender.launch(ask.plan, ask.body, ttl, request.request_id, ask.partition_key)
+            waiter, future = self._sender.launch(
+                ask.plan, ask.body, ttl, request.request_id, ask.partition_key, ask.extras
+            )
             flight.sent(waiter)
             response = await self._response(future, request)
         except HeadraceError:

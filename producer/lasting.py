@@ -1,4 +1,5 @@
-"""The client's calls that last: streams, whose answer comes part by part, and sequences, which go on from step to step.
+"""The client's calls that last: streams, whose answer comes part by part, sequences, which go on from step to step, and
+`map`, which has many requests under way.
 
 Leaving the loop, an error inside it and the cancellation of its task all end in the same place: the request is given up
 and its tombstone written, and the worker stops at the model's next yield.
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from functools import partial
 from typing import NamedTuple, TypedDict, Unpack
 
 from contracts.codec import STREAM, encode_sequence
 from contracts.errors import DeadlineExceeded
 from contracts.messages import Parameters, Response, SequenceStep
+from contracts.names import Priority
+from producer.admission import check_priority
 from producer.directory import Directory
+from producer.fanout import FanOut
 from producer.large_tensors import LargeTensors
 from producer.parts import MAX_PARTS, Parts
 from producer.pending import Pending, Waiter
@@ -35,6 +39,7 @@ class StreamOptions(TypedDict, total=False):
     ttl_seconds: float | None
     request_id: str | None
     key: str | bytes | None
+    priority: Priority
     idle_seconds: float | None
     buffer_parts: int
 
@@ -47,9 +52,17 @@ class Extras(NamedTuple):
 
     parts: Parts | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+    priority: Priority = "normal"
 
 
 NO_EXTRAS = Extras()
+
+
+def prioritized(priority: Priority, extras: Extras = NO_EXTRAS) -> Extras:
+    """The same for a request of some priority. Raises InvalidRequest when there is no such priority."""
+    if check_priority(priority) == "normal":
+        return extras
+    return extras._replace(headers=(*extras.headers, ("priority", priority.encode())), priority=priority)
 
 
 class LastingCalls:
@@ -94,6 +107,7 @@ class LastingCalls:
         began, Overloaded when more than `buffer_parts` parts wait to be read, DeadlineExceeded when the next part
         takes longer than `idle_seconds`.
         """
+        extras = prioritized(options.get("priority", "normal"), Extras(headers=(STREAM,)))
         plan = await self._find_plan(model, options.get("version"))
         body = await self._large.encode(plan, inputs, options.get("parameters"))
         changed = asyncio.Event()
@@ -104,7 +118,7 @@ class LastingCalls:
             options.get("ttl_seconds"),
             options.get("request_id"),
             options.get("key"),
-            Extras(parts, (STREAM,)),
+            extras._replace(parts=parts),
         )
         future.add_done_callback(lambda _: changed.set())
         is_over = False
@@ -123,6 +137,44 @@ class LastingCalls:
             if not is_over:
                 self._leave(waiter)
 
+    async def map(  # noqa: PLR0913 - one call, all of its options
+        self,
+        model: str,
+        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        in_flight: int = 256,
+        ordered: bool = True,
+        raise_on_error: bool = False,
+        version: int | None = None,
+        parameters: Parameters | None = None,
+        ttl_seconds: float | None = None,
+        priority: Priority = "normal",
+    ) -> AsyncGenerator[Response, None]:
+        """Ask for each of many inputs, `in_flight` at a time, and yield the responses.
+
+        They come in the order of the inputs, or as they arrive. An error is a response with its status, unless
+        `raise_on_error`; what was refused before it was sent has no id. Leaving the loop early abandons the rest.
+        """
+        self._check_usable()
+        run = FanOut(limit=max(1, in_flight), ordered=ordered)
+        under_way: dict[str, Waiter] = {}
+
+        async def send(item: Inputs) -> asyncio.Future[Response]:
+            waiter, future = await self._dispatch(model, item, version, parameters, ttl_seconds, None, None, priority)
+            under_way[waiter.id] = waiter
+            return future
+
+        feeder = asyncio.get_running_loop().create_task(run.feed(inputs, send, model), name="headrace.client.map")
+        try:
+            while (response := await run.next()) is not None:
+                under_way.pop(response.id, None)
+                yield response.raise_for_status() if raise_on_error else response
+        finally:
+            feeder.cancel()
+            await asyncio.wait([feeder])
+            for waiter in under_way.values():
+                self._abandon(waiter)
+
     async def _find_plan(self, model: str, version: int | None) -> ModelPlan:
         return self._plan(model, version) or await self._directory.plan(model, version)
 
@@ -134,6 +186,28 @@ class LastingCalls:
     @abstractmethod
     def _plan(self, model: str, version: int | None) -> ModelPlan | None:
         """How to send to a model, if that is known."""
+
+    @abstractmethod
+    def _check_usable(self) -> None:
+        """Raise when the client is closed, broken or not open."""
+
+    @abstractmethod
+    async def _dispatch(
+        self,
+        model: str,
+        inputs: Inputs,
+        version: int | None,
+        parameters: Parameters | None,
+        ttl_seconds: float | None,
+        request_id: str | None,
+        key: str | bytes | None,
+        priority: Priority,
+    ) -> tuple[Waiter, asyncio.Future[Response]]:
+        """Encode and send a request."""
+
+    @abstractmethod
+    def _abandon(self, waiter: Waiter) -> None:
+        """Nobody waits for a request any more."""
 
     @abstractmethod
     def _launch(

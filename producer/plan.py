@@ -40,7 +40,7 @@ class InputPlan(NamedTuple):
 class ModelPlan:
     """How requests for one model version are made."""
 
-    __slots__ = ("_by_name", "key", "partitioner", "topic")
+    __slots__ = ("_by_name", "key", "lanes", "partitioner", "topic")
 
     def __init__(
         self, key: ModelVersion, topic: str, partitioner: Partitioner, inputs: Iterable[TensorSpec] | None
@@ -49,12 +49,18 @@ class ModelPlan:
         self.key = key
         self.topic = topic
         self.partitioner = partitioner
+        self.lanes: dict[str, tuple[str, Partitioner]] = {}
+        """Where requests of other priorities go, if not to the same topic."""
         self._by_name = None if inputs is None else {tensor.name: _plan_input(tensor) for tensor in inputs}
 
     @property
     def topics(self) -> Mapping[str, Partitioner]:
         """Where requests may go."""
-        return {self.topic: self.partitioner}
+        return {self.topic: self.partitioner, **dict(self.lanes.values())}
+
+    def place(self, priority: str) -> tuple[str, Partitioner]:
+        """Where requests of one priority go."""
+        return self.lanes.get(priority) or (self.topic, self.partitioner)
 
     def encode(self, inputs: Inputs, parameters: Parameters | None, limit: int = MAX_INLINE_BYTES) -> bytes:
         """The body of a request. Raises InvalidRequest when it does not fit the model, TooLarge when it is larger than

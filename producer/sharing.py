@@ -98,7 +98,7 @@ class Sharing:
     async def _run(self, flight: Flight, ask: Ask) -> Response:
         """A run without a key: what the client does for any request, and the cache."""
         waiter, future = self._sender.launch(
-            ask.plan, ask.body, ask.ttl_seconds, ask.request_id or self._sender.next_id(), ask.partition_key
+            ask.plan, ask.body, ask.ttl_seconds, ask.request_id or self._sender.next_id(), ask.partition_key, ask.extras
         )
         flight.sent(waiter)
         try:

@@ -20,6 +20,7 @@ from typing import Self, TypedDict, Unpack
 
 from contracts.errors import ClientClosed, HeadraceError
 from contracts.messages import Parameters, ReplyAddress, Response
+from contracts.names import Priority
 from producer.client import InferenceClient
 from producer.crossing import Crossing
 from producer.handle import Handle
@@ -41,6 +42,7 @@ class RequestOptions(TypedDict, total=False):
     ttl_seconds: float | None
     request_id: str | None
     key: str | bytes | None
+    priority: Priority
 
 
 class SharingOptions(RequestOptions, total=False):
@@ -56,6 +58,7 @@ class MapOptions(TypedDict, total=False):
     version: int | None
     parameters: Parameters | None
     ttl_seconds: float | None
+    priority: Priority
 
 
 class SyncHandle:

@@ -1,8 +1,9 @@
 """Which topics belong to which deployment: each to one.
 
-A deployment that is wanted has the request topics of its models, a pipeline also the topic of its parts. What is left
-over (leases of a deployment that is gone, or that held a model which another deployment serves now, and partitions of
-models that nobody serves any more) has the topics that nobody else has.
+A deployment that is wanted has the request topics of its models, each followed by its lanes if there are any; a
+pipeline also the topic of its parts. What is left over (leases of a deployment that is gone, or that held a model which
+another deployment serves now, and partitions of models that nobody serves any more) has the topics that nobody else
+has.
 """
 
 from __future__ import annotations
@@ -38,17 +39,24 @@ def drained(snapshot: Snapshot, demand: Demands, leases: Mapping[str, Sequence[L
 
 def serves(snapshot: Snapshot, lease: Lease, topic: str) -> bool:
     """Whether a worker drains a topic: that of its deployment, of one of its models, or of a pipeline's parts."""
-    return any(topic in _of(snapshot, name) for name in (lease.deployment, *lease.models))
+    return any(topics.without_lane(topic) in _of(snapshot, name) for name in (lease.deployment, *lease.models))
 
 
 def _wanted_topics(snapshot: Snapshot, wanted: Wanted) -> list[str]:
-    requests = [_of(snapshot, str(key))[0] for key in wanted.spec.keys]
+    requests = [topic for key in wanted.spec.keys for topic in _with_lanes(snapshot, _of(snapshot, str(key))[0])]
     return [*requests, _of(snapshot, str(wanted.spec.key))[1]] if wanted.joins else requests
 
 
 def _known_topics(snapshot: Snapshot, name: str) -> list[str]:
     requests, joins = _of(snapshot, name)
-    return [requests, joins] if joins in snapshot.partitions or joins in snapshot.pool.topics else [requests]
+    found = _with_lanes(snapshot, requests)
+    return [*found, joins] if joins in snapshot.partitions or joins in snapshot.pool.topics else found
+
+
+def _with_lanes(snapshot: Snapshot, requests: str) -> list[str]:
+    """A request topic and those of its lanes that exist, whether or not anybody asks for lanes now."""
+    lanes = (topics.lane(requests, priority) for priority in topics.LANES)
+    return [requests, *(lane for lane in lanes if snapshot.partitions_of(lane))]
 
 
 def _of(snapshot: Snapshot, name: str) -> tuple[str, str]:

@@ -8,7 +8,8 @@ something. Equal snapshots give equal plans, and a leader that takes over contin
 For each deployment, in this order:
 
 1. `crew.muster` says who stays and who leaves, and who gets the partitions meanwhile (make before break).
-2. `shares.divide` spreads the partitions of each of its topics over those, with the fewest moves: `Want`.
+2. `shares.divide` spreads the partitions of each of its topics over those, with the fewest moves: `Want`. Lanes follow
+   the partitions of their request topic, so that whoever draws from one lane draws from the others.
 3. An owner that did not let go within the handover limit loses the partition: `Evict`.
 4. Who leaves and holds nothing any more finishes: `Drain`.
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from contracts import topics
 from contracts.names import ModelVersion
 from contracts.pool import Lease, TopicAssignments
 from scheduler.actions import Action, Commit, Drain, Evict, Hold, Wait, WaitReason, Want
@@ -58,21 +60,23 @@ def muster_all(snapshot: Snapshot, demand: Demands, now: int) -> list[Crew]:
     for lease in snapshot.pool.leases.values():
         leases[lease.deployment].append(lease)
     crews = []
-    for name, topics in sorted(drained(snapshot, demand, leases).items()):
+    for name, theirs in sorted(drained(snapshot, demand, leases).items()):
         one = demand.get(name)
-        call = Muster(topics, 0, None) if one is None else Muster(topics, one.workers, one.models)
+        call = Muster(theirs, 0, None) if one is None else Muster(theirs, one.workers, one.models)
         crews.append(muster(snapshot, name, call, leases.get(name, []), now))
     return crews
 
 
 def _hand_over(snapshot: Snapshot, crew: Crew, now: int, busy: set[str | None]) -> Iterator[Action]:
     """Want and Evict of one deployment; `busy` learns which workers have partitions, or are to get some."""
+    wants: dict[str, Mapping[int, str | None]] = {}
     for topic in crew.topics:
         known = snapshot.pool.topics.get(topic) or TopicAssignments(topic=topic)
-        changes = _changed_wants(known, crew, crew.keepers_of(topic, snapshot), snapshot.partitions_of(topic))
+        among, partitions = crew.keepers_of(topic, snapshot), snapshot.partitions_of(topic)
+        changes = _changed_wants(known, crew, among, partitions, leader=wants.get(topics.without_lane(topic)))
         if changes:
             yield Want(topic, changes)
-        want = {**known.want, **changes}
+        want = wants[topic] = {**known.want, **changes}
         evicted = tuple(
             partition
             for partition in known.overdue(now, snapshot.limits.handover_ms)
@@ -92,13 +96,23 @@ def _let_go(snapshot: Snapshot, crew: Crew, busy: Collection[str | None]) -> Ite
 
 
 def _changed_wants(
-    known: TopicAssignments, crew: Crew, among: Sequence[Lease], partitions: int
+    known: TopicAssignments,
+    crew: Crew,
+    among: Sequence[Lease],
+    partitions: int,
+    *,
+    leader: Mapping[int, str | None] | None = None,
 ) -> dict[int, str | None]:
-    """Whose wish changes. A partition that nobody is wanted for stays with who still holds it, if that one may."""
+    """Whose wish changes. A partition that nobody is wanted for stays with who still holds it, if that one may.
+
+    Those of a lane go with the same numbers of its request topic, the `leader`.
+    """
     if not among and crew.wanted:
         # Wishes for leases that are about to be reaped are cleared with them, which remembers since when.
         going = {lease.id for lease in crew.leaving}
         return {partition: None for partition, lease in known.want.items() if lease in going}
+    if leader and among:
+        return {p: owner for p in range(partitions) if (owner := leader.get(p % len(leader))) != known.want.get(p)}
     keepers = {lease.id: 1.0 for lease in among}
     current = {partition: owner for partition, (owner, _) in known.own.items() if owner in keepers}
     current |= {partition: lease for partition, lease in known.want.items() if lease in keepers}

@@ -39,6 +39,11 @@ class Wanted(Struct, frozen=True):
     """Of a fused pipeline: the models of its plan, which its workers hold."""
 
     @property
+    def is_pipeline(self) -> bool:
+        """Whether it runs the jobs of a pipeline, fused or not."""
+        return bool(self.joins or self.fused)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """What a worker's engine loads."""
         return () if self.joins else self.fused or tuple(map(str, self.spec.keys))

@@ -31,17 +31,21 @@ class TopicPlan(Struct, frozen=True):
     """What a topic should be like."""
 
     partitions: int
+    """At least; 0 for one that is not made, and looked after if it is there."""
     configs: Mapping[str, str] = field(default_factory=dict)
 
 
 def topics_of(demand: Demands, prefix: str) -> dict[str, TopicPlan]:
-    """The topics that the deployments need."""
+    """The topics that the deployments need, and lanes that nobody asks for but that may be there from earlier."""
     found: dict[str, TopicPlan] = {}
     for wanted in demand.values():
         spec = wanted.spec
         kept = {"retention.ms": str(spec.topic.retention_ms)}
         for model, version in spec.keys:
-            found[topics.requests(prefix, model, version)] = TopicPlan(spec.partitions, kept)
+            requests = topics.requests(prefix, model, version)
+            found[requests] = TopicPlan(spec.partitions, kept)
+            for priority in () if wanted.is_pipeline else topics.LANES:
+                found[topics.lane(requests, priority)] = TopicPlan(spec.partitions if spec.topic.lanes else 0, kept)
             found[topics.retry(prefix, model, version)] = TopicPlan(len(DELAYS_SECONDS), kept)
             found[topics.dead(prefix, model)] = TopicPlan(1, {"retention.ms": str(DEAD_RETENTION_MS)})
         if wanted.joins:

@@ -59,12 +59,20 @@ def _deployment(snapshot: Snapshot, demand: Demands, crew: Crew, wait: Wait | No
 
 
 def _kinds(snapshot: Snapshot, crew: Crew) -> tuple[list[str], list[str]]:
-    """The topics of requests, and of a pipeline's parts."""
+    """The topics of requests, without their lanes, and of a pipeline's parts."""
     joins = [topic for topic in crew.topics if topics.parse_joins(snapshot.prefix, topic) is not None]
-    return [topic for topic in crew.topics if topic not in joins], joins
+    return [topic for topic in crew.topics if topic not in joins and topics.lane_of(topic) is None], joins
 
 
 def _topic(snapshot: Snapshot, crew: Crew, topic: str) -> dict[str, Any]:
+    lanes = {priority: topics.lane(topic, priority) for priority in topics.LANES}
+    return {
+        **_partitions(snapshot, crew, topic),
+        "lanes": {lane: _partitions(snapshot, crew, name) for lane, name in lanes.items() if name in crew.topics},
+    }
+
+
+def _partitions(snapshot: Snapshot, crew: Crew, topic: str) -> dict[str, Any]:
     return {
         "topic": topic,
         "partitions": snapshot.partitions_of(topic),

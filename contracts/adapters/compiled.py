@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.compile import compile_plan, signature_of_spec
 from contracts.errors import ModelNotFound
@@ -29,10 +31,12 @@ def compiled(pipeline: RegisteredPipeline, state: RegistryState) -> Plan:
             raise ModelNotFound(msg)
         return PipelineSpec.model_validate(state.pipelines[key].spec)
 
-    return compile_plan(
+    plan = compile_plan(
         PipelineSpec.model_validate(pipeline.spec),
         pin=pinned,
         signature_of=signature_of,
         pipeline_of=pipeline_of,
         partitions=pipeline.joins,
     )
+    laned = tuple(key for key in plan.models if key in state.served and state.served[key].topic.lanes)
+    return structs.replace(plan, lanes=laned) if laned and not plan.is_fused else plan

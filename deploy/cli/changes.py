@@ -49,6 +49,7 @@ def changes(
     deployments = {deployment.key: deployment for deployment in spec.deployments}
     left = {} if prune else {key: known for key, known in state.deployments.items() if key not in deployments}
     _check_homes(spec, left)
+    _check_lanes(spec, models, state)
     _check_routes(spec, left)
     # What is new comes first: a model that moves from one deployment to another is served all the time.
     new_first = sorted(deployments.items(), key=lambda item: item[0] in state.deployments)
@@ -102,6 +103,21 @@ def _check_homes(spec: FleetSpec, left: Mapping[ModelVersion, DeploymentSpec]) -
                     "without this model, or remove it with --prune"
                 )
                 raise ConfigurationError(msg)
+
+
+def _check_lanes(spec: FleetSpec, models: Mapping[ModelVersion, RegisteredModel], state: RegistryState) -> None:
+    """What must stay in order has one log: between two topics there is none."""
+    for deployment in spec.deployments:
+        for key in deployment.keys if deployment.topic.lanes else ():
+            known = models.get(key) or state.models.get(key)
+            if known is None or not known.spec.keeps_order:
+                continue
+            what = "sequences" if known.spec.sequences is not None else "batching.order per_key"
+            msg = (
+                f"{key} has {what}, and topic.lanes of its deployment would spread requests that must stay in order "
+                "over several topics: leave one of the two out"
+            )
+            raise ConfigurationError(msg)
 
 
 def _check_routes(spec: FleetSpec, left: Mapping[ModelVersion, DeploymentSpec]) -> None:

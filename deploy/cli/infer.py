@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from contracts.errors import ConfigurationError, DeadlineExceeded, ModelNotFound
+from contracts.names import Priority
 from deploy.cli.errors import NotReady
 from deploy.cli.options import AsJson, Data
 
@@ -42,6 +43,7 @@ def infer(  # noqa: PLR0913 - each is an option
     ttl: Annotated[
         float, typer.Option("--ttl", metavar="SECONDS", min=0.001, help="How long an answer is of use.")
     ] = 30.0,
+    priority: Annotated[Priority, typer.Option("--priority", help="Who goes first while others wait.")] = "normal",
     data: Data = None,
     *,
     output: Annotated[
@@ -68,7 +70,7 @@ def infer(  # noqa: PLR0913 - each is an option
         msg = "--stream prints one answer as it comes; leave out --per-row and --output"
         raise ConfigurationError(msg)
     text = _read(input_json) if input_json else ""
-    asking = _Asking(connection.load(data), model, inputs or [], text, ttl)
+    asking = _Asking(connection.load(data), model, inputs or [], text, ttl, priority)
     if stream:
         connection.run(_stream(asking, as_json=json))
     elif per_row:
@@ -85,6 +87,7 @@ class _Asking(NamedTuple):
     inputs: list[str]
     text: str
     ttl: float
+    priority: Priority
 
 
 def _read(name: str) -> str:
@@ -110,7 +113,12 @@ async def _infer(asking: _Asking) -> tuple[Response, bool]:
     spec, arrays, parameters = await _question(asking)
     async with _client() as client:
         response = await client.infer(
-            str(spec.key), arrays, parameters=parameters, ttl_seconds=asking.ttl, raise_on_error=False
+            str(spec.key),
+            arrays,
+            parameters=parameters,
+            ttl_seconds=asking.ttl,
+            priority=asking.priority,
+            raise_on_error=False,
         )
     return response, _is_chained(spec)
 
@@ -119,7 +127,7 @@ async def _rows(asking: _Asking, in_flight: int, *, output: str, as_json: bool) 
     from deploy.cli.per_row import Sending, ask_rows, rows_of
 
     spec, arrays, parameters = await _question(asking)
-    rows, sending = rows_of(arrays), Sending(parameters, asking.ttl, in_flight)
+    rows, sending = rows_of(arrays), Sending(parameters, asking.ttl, asking.priority, in_flight)
     async with _client() as client:
         await ask_rows(client, spec.key, rows, sending, output=output, as_json=as_json)
 
@@ -128,7 +136,9 @@ async def _stream(asking: _Asking, *, as_json: bool) -> None:
     spec, arrays, parameters = await _question(asking)
     async with _client() as client:
         try:
-            async for part in client.stream(str(spec.key), arrays, parameters=parameters, ttl_seconds=asking.ttl):
+            async for part in client.stream(
+                str(spec.key), arrays, parameters=parameters, ttl_seconds=asking.ttl, priority=asking.priority
+            ):
                 _show_part(part, is_chained=_is_chained(spec), as_json=as_json)
         except DeadlineExceeded as exc:
             raise _not_ready(exc) from exc

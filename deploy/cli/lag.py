@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TypeVar
 
 from contracts.adapters.kafka import Partition, Reader
 from contracts.errors import TransportError
 from contracts.names import ModelVersion
 from contracts.settings import KafkaSettings
-from contracts.topics import commit_group, joins, joins_group, requests
+from contracts.topics import commit_group, joins, joins_group, lane, requests
 
 _PATIENCE_SECONDS = 5.0
+Lane = tuple[ModelVersion, str]
+"""A model version and a priority."""
+_K = TypeVar("_K")
 
 
 class Lags:
@@ -20,12 +24,23 @@ class Lags:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._readers: dict[str, Reader] = {}
+        self._opening = asyncio.Lock()
 
     async def read(self, partitions: Mapping[ModelVersion, int]) -> dict[ModelVersion, int | None]:
         """The lag of each deployment, given the partitions of its topic; None where Kafka cannot tell."""
         prefix = self._settings.prefix
         return await self._read(
             {key: (requests(prefix, *key), commit_group(prefix, *key), count) for key, count in partitions.items()}
+        )
+
+    async def read_lanes(self, partitions: Mapping[Lane, int]) -> dict[Lane, int | None]:
+        """The same for lanes."""
+        prefix = self._settings.prefix
+        return await self._read(
+            {
+                (key, priority): (lane(requests(prefix, *key), priority), commit_group(prefix, *key), count)
+                for (key, priority), count in partitions.items()
+            }
         )
 
     async def read_joins(self, partitions: Mapping[ModelVersion, int]) -> dict[ModelVersion, int | None]:
@@ -35,7 +50,7 @@ class Lags:
             {key: (joins(prefix, *key), joins_group(prefix, *key), count) for key, count in partitions.items()}
         )
 
-    async def _read(self, wanted: Mapping[ModelVersion, tuple[str, str, int]]) -> dict[ModelVersion, int | None]:
+    async def _read(self, wanted: Mapping[_K, tuple[str, str, int]]) -> dict[_K, int | None]:
         found = await asyncio.gather(*(self._lag(*one) for one in wanted.values()))
         return dict(zip(wanted, found, strict=True))
 
@@ -52,11 +67,12 @@ class Lags:
         return sum(end - max(first, committed[number] or 0) for number, (first, end) in bounds.items())
 
     async def _reader(self, group: str) -> Reader:
-        reader = self._readers.get(group)
-        if reader is None:
-            reader = Reader(self._settings, group)
-            await reader.open()
-            self._readers[group] = reader
+        async with self._opening:  # a model's lanes have its group
+            reader = self._readers.get(group)
+            if reader is None:
+                reader = Reader(self._settings, group)
+                await reader.open()
+                self._readers[group] = reader
         return reader
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from deploy.cli.outputs_file import OutputsFile
 
 if TYPE_CHECKING:
     from contracts.messages import Parameters, Response
-    from contracts.names import ModelVersion
+    from contracts.names import ModelVersion, Priority
     from producer.client import InferenceClient
 
 _SHOWN_ERRORS = 5
@@ -34,6 +34,7 @@ class Sending(NamedTuple):
 
     parameters: Parameters | None
     ttl_seconds: float
+    priority: Priority
     in_flight: int
 
 
@@ -63,6 +64,7 @@ async def ask_rows(
         in_flight=sending.in_flight,
         parameters=sending.parameters,
         ttl_seconds=sending.ttl_seconds,
+        priority=sending.priority,
     )
     with OutputsFile(output) as file, _bar(str(key), len(rows)) as advance:
         row = 0

@@ -48,7 +48,7 @@ class Redriver:
         if topics.parse_joins(self._settings.prefix, topic) is not None:
             return Sending(letter, topic, 0, "it belongs to a job that ended elsewhere: submit the job again")
         if self._version is not None:
-            topic = topics.requests(self._settings.prefix, self._model, self._version)
+            topic = await self._topic_of(letter, self._version)
         if not letter.request_id:
             return Sending(letter, topic, 0, "it has no readable id")
         if letter.job and topic != source.rpartition("/")[0] and self._version is not None:
@@ -62,14 +62,25 @@ class Redriver:
         same = topic == source.rpartition("/")[0] and number.isdecimal() and int(number) < count
         return Sending(letter, topic, int(number) if same else zlib.crc32(letter.request_id.encode()) % count)
 
-    async def _partitions(self, topic: str) -> int:
+    async def _topic_of(self, letter: DeadLetter, version: int) -> str:
+        """The request topic of a version, or the lane of it that the letter came from if it has that, too."""
+        from contracts import topics
+
+        topic = topics.requests(self._settings.prefix, self._model, version)
+        priority = topics.lane_of(letter.source.rpartition("/")[0].rpartition("/")[0])
+        if priority is None or not await self._partitions(topic):
+            return topic
+        lane = topics.lane(topic, priority)
+        return lane if await self._partitions(lane, is_needed=False) else topic
+
+    async def _partitions(self, topic: str, *, is_needed: bool = True) -> int:
         from contracts.adapters.kafka import TopicMissing
 
         if topic not in self._counts:
             try:
                 self._counts[topic] = await self._producer.partitions(topic)
             except TopicMissing:
-                if self._version is not None:
+                if self._version is not None and is_needed:
                     msg = f"{self._model}@{self._version} was never deployed: `headrace models {self._model}`"
                     raise ConfigurationError(msg) from None
                 self._counts[topic] = 0

@@ -73,7 +73,9 @@ async def _watch(control: ControlPlane, lags: Lags) -> None:
 
 
 async def read_view(control: ControlPlane, lags: Lags) -> View:
-    """The scheduler's own view of the pool, with `lag` added to each deployment and each of its further models."""
+    """The scheduler's own view of the pool, with `lag` added to each deployment, each of its further models, and each
+    lane of those.
+    """
     from contracts.names import ModelVersion
     from scheduler.view import describe
 
@@ -86,6 +88,10 @@ async def read_view(control: ControlPlane, lags: Lags) -> View:
     found = await lags.read({key: topic["partitions"] for key, topic in known.items()})
     for key, topic in known.items():
         topic["lag"] = found[key]
+    lanes = {(key, priority): lane for key, topic in known.items() for priority, lane in topic["lanes"].items()}
+    waiting = await lags.read_lanes({key: lane["partitions"] for key, lane in lanes.items()})
+    for lane_key, lane in lanes.items():
+        lane["lag"] = waiting[lane_key]
     joining = {ModelVersion.parse(one["name"]): one["joins"] for one in deployments if one["joins"]}
     open_parts = await lags.read_joins({key: topic["partitions"] for key, topic in joining.items()})
     for key, topic in joining.items():
@@ -121,16 +127,26 @@ def render(view: View) -> RenderableType:
 def _deployment(known: View) -> list[tuple[object, ...]]:
     """A row for the deployment, and one for each further model of its workers."""
     workers = f"{known['active']}/{known['wanted']}" + (" by hand" if known["by_hand"] else "")
-    lag = "?" if known["lag"] is None else known["lag"]
+    lag = _waiting(known)
     if known.get("joins"):
         parts = known["joins"].get("lag")
         lag = f"{lag}; {'?' if parts is None else parts} parts"
     bounds = f"{known['min']}-{known['max']}"
     rows: list[tuple[object, ...]] = [(known["name"], workers, bounds, known["partitions"], lag, _state(known))]
     for name, other in zip(known.get("models", ())[1:], known.get("others", ()), strict=False):
-        lag = "?" if other["lag"] is None else other["lag"]
+        lag = _waiting(other)
         rows.append((f"+ {name}", "", "", other["partitions"], lag, ""))
     return rows
+
+
+def _waiting(known: View) -> str:
+    """What waits in a request topic, and what of it besides in its lanes."""
+    lanes = [f"{_count(lane['lag'])} {priority}" for priority, lane in known.get("lanes", {}).items()]
+    return ", ".join([_count(known["lag"]), *lanes])
+
+
+def _count(lag: int | None) -> str:
+    return "?" if lag is None else str(lag)
 
 
 def _state(known: View) -> str:

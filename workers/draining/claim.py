@@ -15,7 +15,8 @@ class Claim:
 
     `open` counts the records in its hands: queued, launched or awaiting the acknowledgement of their response. A claim
     that is `giving` takes no further ones. Records that are `suspects`, and all below `careful_until`, are taken with
-    care; `claims` is how often the partition was begun since somebody last got on with it.
+    care; `claims` is how often the partition was begun since somebody last got on with it. `lane` is that of its topic,
+    None where each record says its own.
     """
 
     __slots__ = (
@@ -25,6 +26,7 @@ class Claim:
         "claims",
         "giving",
         "is_over",
+        "lane",
         "name",
         "open",
         "partition",
@@ -40,6 +42,7 @@ class Claim:
         suspects: Mapping[int, Tries] | None = None,
         careful_until: int = 0,
         claims: int = 0,
+        lane: int | None = None,
     ) -> None:
         self.partition = partition
         self.name = f"{partition.topic}/{partition.partition}"
@@ -51,6 +54,7 @@ class Claim:
         self.suspects = dict(suspects or {})
         self.careful_until = careful_until
         self.claims = claims
+        self.lane = lane
         self._settled: asyncio.Event | None = None
         self._awaited: tuple[int, asyncio.Event] | None = None
 

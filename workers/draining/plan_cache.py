@@ -105,6 +105,8 @@ class PlanCache:
     async def prepare(self, plan: Plan) -> None:
         """Learn of the topics that a plan leads to. Raises TransportError."""
         names = [topics.requests(self._prefix, model.model, model.version) for model in plan.models]
+        laned = [topics.requests(self._prefix, model.model, model.version) for model in plan.laned]
+        names += [topics.lane(topic, priority) for topic in laned for priority in topics.LANES]
         await asyncio.gather(*(self._measure(name) for name in names if self._topics.get(name) is None))
 
     async def refresh_loop(self) -> None:

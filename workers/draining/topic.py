@@ -317,9 +317,11 @@ class TopicDrain:
         """Commit what was answered, at intervals; repair what somebody else's late commit, or time, has undone."""
         reads = asyncio.get_running_loop().time() + READ_BACK_SECONDS
         while True:
+            if not self._claims:
+                await self._claimed.wait()
             await asyncio.sleep(self._settings.commit_interval_ms / 1000)
             if asyncio.get_running_loop().time() >= reads:
-                reads += READ_BACK_SECONDS
+                reads = asyncio.get_running_loop().time() + READ_BACK_SECONDS
                 await self._read_back()
             await self.commit(5.0)
 

@@ -6,7 +6,9 @@ no hurry are served in turn instead of waiting until they are in one. As most re
 live they arrive in this order already, so a line is a deque, and only the few that come out of order enter a heap.
 
 Requests have a lane, high, normal or low. While several lanes wait, rows are drawn 16 : 4 : 1, so that no lane starves;
-a request older than half its time to live goes ahead of the draw. Rows of other lanes fill what a batch has left.
+a request older than half its time to live goes ahead of the draw, up to `PROMOTED_ROWS` of its lane: behind a backlog
+every request is old, and one lane of them must not keep the others waiting. Rows of other lanes fill what a batch has
+left.
 
 Suspects (requests that were in a batch that failed or killed the engine) wait in front and are handed out in the groups
 that they were put in, never together with others.
@@ -19,13 +21,15 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from heapq import heappop, heappush
 
-from workers.ingest.delivery import Delivery
+from workers.ingest.delivery import NORMAL, Delivery
 from workers.ingest.key_order import KeyOrder
 from workers.ingest.policy import Waiting
 
 HORIZON_SECONDS = 5.0
 SHARES = (16, 4, 1)
 """Rows drawn from the lanes high, normal, low while all of them wait."""
+PROMOTED_ROWS = 16
+"""How far the old requests of a lane may get ahead of its share."""
 _FAR = float("inf")
 
 
@@ -104,6 +108,8 @@ class BatchQueue:
         self._order = KeyOrder() if per_key else None
         self.rows = 0
         """All waiting rows, suspects included."""
+        self.lane_rows: list[int] | None = None
+        """The same by the lane whose topic they came from; None as long as all come from one."""
 
     def __bool__(self) -> bool:
         return bool(self._groups) or self.has_keys
@@ -116,9 +122,26 @@ class BatchQueue:
 
     # --- putting ------------------------------------------------------------------------------------------------------
 
+    def count_lanes(self) -> list[int]:
+        """Begin to count by lane."""
+        lines = (line for lane in self._lanes for line in lane.values())
+        waiting = [*(d for line in lines for d in line.everything()), *itertools.chain(*self._groups)]
+        self.lane_rows = [0] * len(self._lanes)
+        self._count(waiting, 1)
+        return self.lane_rows
+
+    def _count(self, deliveries: Iterable[Delivery], sign: int) -> None:
+        rows = self.lane_rows
+        if rows is not None:
+            for delivery in deliveries:
+                lane = delivery.origin.claim.lane
+                rows[NORMAL if lane is None else lane] += sign * delivery.rows
+
     def put(self, delivery: Delivery) -> None:
         """Queue a delivery."""
         self.rows += delivery.rows
+        if self.lane_rows is not None:
+            self._count((delivery,), 1)
         if self._order is None or self._order.admit(delivery):
             self._admit(delivery)
 
@@ -138,6 +161,8 @@ class BatchQueue:
         for group in reversed([group for group in groups if group]):
             self._groups.appendleft(group)
             self.rows += sum(delivery.rows for delivery in group)
+            if self.lane_rows is not None:
+                self._count(group, 1)
 
     def settled(self, delivery: Delivery) -> None:
         """A delivery that was taken has its outcome: the next of its record key may run."""
@@ -169,11 +194,19 @@ class BatchQueue:
         return min(itertools.chain(suspects, heads), default=_FAR)
 
     def _first_lane(self, now: float) -> int:
-        for number in (2, 1):
-            if any(_is_old(line.head(), now) for line in self._lanes[number].values()):
-                return number
         waiting = [number for number, lane in enumerate(self._lanes) if lane]
-        return min(waiting, key=self._drawn.__getitem__)
+        if len(waiting) == 1:
+            return waiting[0]
+        first = min(waiting, key=self._drawn.__getitem__)
+        for number in (2, 1):
+            is_old = any(_is_old(line.head(), now) for line in self._lanes[number].values())
+            if is_old and self._may_go_ahead(number, first):
+                return number
+        return first
+
+    def _may_go_ahead(self, number: int, first: int) -> bool:
+        """Whether old requests of a lane may go before the lane whose turn it is."""
+        return (self._drawn[number] - self._drawn[first]) * SHARES[number] < PROMOTED_ROWS
 
     def waiting(self, key: Hashable) -> Waiting:
         """What waits under a key; the oldest and the earliest deadline as far as the heads of its lines know."""
@@ -195,6 +228,7 @@ class BatchQueue:
             return None
         group = self._groups.popleft()
         self.rows -= sum(delivery.rows for delivery in group)
+        self._count(group, -1)
         return group
 
     @property
@@ -224,6 +258,8 @@ class BatchQueue:
                 lanes.remove(number)
         if lanes:
             self._take_from(lanes[0], key, taking)
+        if self.lane_rows is not None:
+            self._count(itertools.chain(taking.ready, taking.dropped), -1)
         return taking.ready, taking.dropped
 
     def refuse(self, key: Hashable, limit: float) -> list[Delivery]:
@@ -238,13 +274,15 @@ class BatchQueue:
                 self._drawn[number] += head.rows / SHARES[number]
             if line is not None and not line.rows:
                 del lane[key]
+        self._count(dropped, -1)
         return dropped
 
     def _drawn_lane(self, lanes: list[int], key: Hashable, now: float) -> int:
+        first = min(lanes, key=self._drawn.__getitem__)
         for number in reversed(lanes):
-            if number and _is_old(self._lanes[number][key].head(), now):
+            if number and _is_old(self._lanes[number][key].head(), now) and self._may_go_ahead(number, first):
                 return number
-        return min(lanes, key=self._drawn.__getitem__)
+        return first
 
     def _take_from(self, number: int, key: Hashable, taking: _Taking, *, once: bool = False) -> None:
         """Take from one line what fits, at least a first request."""
@@ -262,10 +300,17 @@ class BatchQueue:
                 break
         taken = before - line.rows
         self.rows -= taken
-        self._level = max(self._level, self._drawn[number])
-        self._drawn[number] += taken / SHARES[number]
+        drawn = self._drawn
+        if drawn[number] > self._level:
+            high, normal, low = self._lanes
+            is_alone = lane is normal and not high and not low
+            self._level = drawn[number] if is_alone else max(self._level, self._least_drawn())
+        drawn[number] += taken / SHARES[number]
         if not line.rows:
             del lane[key]
+
+    def _least_drawn(self) -> float:
+        return min(drawn for drawn, lane in zip(self._drawn, self._lanes, strict=True) if lane)
 
     def remove(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Take out every delivery for which `unwanted` is true."""
@@ -275,6 +320,8 @@ class BatchQueue:
         for lane in self._lanes:
             lane.clear()
         self.rows = 0 if self._order is None else self._order.rows
+        if self.lane_rows is not None:
+            self.lane_rows[:] = [0] * len(self.lane_rows)
         self.put_groups([d for d in group if not unwanted(d)] for group in groups)
         leaving = [d for group in groups for d in group if unwanted(d)]
         for delivery in queued:
@@ -282,6 +329,7 @@ class BatchQueue:
                 leaving.append(delivery)
             else:
                 self.rows += delivery.rows
+                self._count((delivery,), 1)
                 self._admit(delivery)
         for delivery in leaving:
             self.settled(delivery)

@@ -28,6 +28,7 @@ from workers.ingest.gate import Gate
 from workers.ingest.launcher import Launch, Launcher
 from workers.ingest.layout import Layout
 from workers.ingest.policy import Cut, Policy, Wait
+from workers.ingest.room import Room
 from workers.ingest.split import Answering, Answers, forget, is_settled, split
 from workers.ingest.streams import Streams
 from workers.ingest.suspects import Suspects
@@ -77,8 +78,9 @@ class Batcher:
         self._is_stale = False
         self._policy = Policy(spec.batching)
         self._layout = Layout(spec)
-        self._limit, self._rejects = spec.max_queue_rows, False
-        self.queue = BatchQueue(per_key=spec.batching.order == "per_key" or spec.sequences is not None)
+        self.room = Room()
+        """For requests that wait."""
+        self.queue = BatchQueue(per_key=spec.keeps_order)
         self._gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
         self._failures = Failures(
             spec,
@@ -98,23 +100,21 @@ class Batcher:
             settle=self._settle,
             worker=worker,
         )
-        self._room = asyncio.Event()
-        self._room.set()
         self._number = launcher.join(self)
         self.configure(spec.batching)
 
     def configure(self, knobs: BatchingSpec) -> None:
         """Take new knobs; they hold from the next decision on. Order and padding stay as they were."""
         self._policy.configure(knobs)
-        self._limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
-        self._rejects = knobs.overflow == "reject"
+        limit = knobs.max_queue_rows or 8 * knobs.max_batch_size
+        self.room.configure(limit, knobs.max_batch_size, rejects=knobs.overflow == "reject")
         self.look()
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery) -> None:
         """Queue a request; call `pump` after the last of several."""
-        if self._rejects and self.queue.rows and self.queue.rows + delivery.rows > self._limit:
+        if self.room.rejects and self.room.refuses(self.queue.rows, delivery.rows, delivery.origin.claim.lane):
             self._responder.fail(delivery, Status.OVERLOADED, _FULL, retryable=True)
             return
         self._arrived_rows += delivery.rows
@@ -134,11 +134,11 @@ class Batcher:
     @property
     def has_room(self) -> bool:
         """Whether the queue takes more."""
-        return self._room.is_set()
+        return self.room.is_open()
 
     async def wait_for_room(self) -> None:
         """Return when it does."""
-        await self._room.wait()
+        await self.room.wait()
 
     @property
     def is_waiting(self) -> bool:
@@ -187,7 +187,7 @@ class Batcher:
     @property
     def room_rows(self) -> int:
         """How many more rows the queue is to have, at least one."""
-        return self._limit if self._rejects else max(1, self._limit - self.queue.rows)
+        return self.room.left(self.queue.rows)
 
     def look(self) -> None:
         """Note what has arrived, say whether the queue takes more, and let streams go on that had no room."""
@@ -195,10 +195,8 @@ class Batcher:
             self._policy.arrived(self._clock.monotonic(), self._arrived_rows)
             self._arrived_rows = 0
         self._streams.resume()
-        if self.queue.rows >= self._limit and not self._rejects:
-            self._room.clear()
-        elif self.queue.rows <= self._limit // 2 or self._rejects or self._is_stale:
-            self._room.set()  # of a queue that grows stale half may not be worth a batch; the log has fresher ones
+        if self.queue.rows >= self.room.looks_from:
+            self.room.look(self.queue.rows, is_stale=self._is_stale)
 
     def _next(self) -> tuple[list[Delivery], str] | Launch:
         """The next batch and why it is cut; KEPT when it is to be launched later, NONE when there is none to launch."""

@@ -16,7 +16,7 @@ from workers.draining.claim import Claim
 if TYPE_CHECKING:
     from workers.ingest.split import Whole
 
-LANES = {priority: lane for lane, priority in enumerate(PRIORITIES)}
+LANES: dict[str, int] = {priority: lane for lane, priority in enumerate(PRIORITIES)}
 NORMAL = LANES["normal"]
 
 

@@ -78,13 +78,15 @@ class Drain(TopicDrain):
         settings: WorkerGroup,
         may_take: Callable[[], bool],
         suspects: Suspects,
-        forwarder: Forwarder,
+        forwarder: Forwarder | None = None,
     ) -> None:
         """`forwarder` works while partition 0 is ours."""
         super().__init__(topic, reader, settings=settings, may_take=may_take)
         self._intake = intake
         self._batcher = batcher
         self._forwarder = forwarder
+        self.lane: int | None = None
+        """That of the topic, None where each record says its own."""
         self._journal = suspects.journal
         self._suspects = suspects
         self._queue_rows = metrics.QUEUE_ROWS.labels(topic)
@@ -98,13 +100,22 @@ class Drain(TopicDrain):
             careful = start + self._settings.poll_records if past.claims >= CAREFUL_CLAIMS else 0
             if careful or past.suspects:
                 log.warning("%s/%d: %d suspects, begun %d times", *partition, len(past.suspects), past.claims)
-            claims.append(Claim(partition, start, suspects=past.suspects, careful_until=careful, claims=past.claims))
-        if any(partition.partition == 0 for partition in starts):
+            claims.append(
+                Claim(
+                    partition,
+                    start,
+                    suspects=past.suspects,
+                    careful_until=careful,
+                    claims=past.claims,
+                    lane=self.lane,
+                )
+            )
+        if self._forwarder is not None and any(partition.partition == 0 for partition in starts):
             self._forwarder.take()
         return claims
 
     async def _closing(self, partitions: Sequence[Partition]) -> None:
-        if any(partition.partition == 0 for partition in partitions):
+        if self._forwarder is not None and any(partition.partition == 0 for partition in partitions):
             await self._forwarder.give()
 
     def _silence(self, claims: Iterable[Claim]) -> None:

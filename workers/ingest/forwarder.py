@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from contracts import retries
+from contracts import retries, topics
 from contracts.adapters.kafka import Outgoing, Partition, Producer, Reader, Record
 from contracts.errors import TransportError
 from workers.draining.broker_time import BrokerTime
@@ -143,7 +143,8 @@ class Forwarder:
         by_home: dict[retries.Home, list[Outgoing]] = defaultdict(list)
         for record in due:
             home = retries.home_of(record.headers)
-            if home is None or home.topic != desk.requests:  # what does not say where it came from cannot go anywhere
+            # What does not say where it came from cannot go anywhere.
+            if home is None or topics.without_lane(home.topic) != desk.requests:
                 log.error("%s/%d: the record at %d is no retry", *lane.partition, record.offset)
                 continue
             headers = retries.forward_headers(record.headers, now - record.timestamp)

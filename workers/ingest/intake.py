@@ -100,7 +100,7 @@ class Intake:
             taken=now,
             deadline=now + (headers.ttl_ms - waited_ms) / 1000,
             queued_us=waited_ms * 1000,
-            lane=LANES[headers.priority],
+            lane=LANES[headers.priority] if origin.claim.lane is None else origin.claim.lane,
             stream=headers.stream,
             sequence=headers.sequence,
             is_remote=checked.is_remote,

@@ -1,6 +1,7 @@
 """One request topic in a worker, and what serves it: a model version with its queue and its answers.
 
     drain ─▶ intake ─▶ batcher ─▶ (launcher, engine) ─▶ responder ─▶ publisher
+    lanes ─┘
 
 A worker has one of these for each model of its lease. They share the engine and what is outside (`Surroundings`), and
 nothing else: each has a commit group, a retry topic, a latency table and knobs of its own, so that a model behaves the
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from contracts import topics
@@ -30,13 +32,16 @@ from workers.draining.courier import Courier
 from workers.draining.lookups import Lookups
 from workers.draining.plan_cache import PlanCache
 from workers.draining.publisher import Publisher
+from workers.draining.tenure import Drain as Tenured
 from workers.draining.tombstones import Tombstones
 from workers.ingest.arrivals import Arrivals, Content, Store
 from workers.ingest.batcher import Batcher
-from workers.ingest.drain import Drain, Serving
+from workers.ingest.delivery import LANES
+from workers.ingest.drain import Batches, Drain, Serving
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
+from workers.ingest.lane import Lane, LaneBatches
 from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import Onward
@@ -83,13 +88,25 @@ class Served:
         kafka = around.settings.kafka
         self.topic = topics.requests(kafka.prefix, key.model, key.version)
         self._around = around
-        self._reader = Reader(kafka, topics.commit_group(kafka.prefix, key.model, key.version))
+        self._group = topics.commit_group(kafka.prefix, key.model, key.version)
+        self._reader = Reader(kafka, self._group)
         self.responder = self._build_responder(digest)
         self._suspects = Suspects(around.journal, around.is_trusted)
         self._forwarder = self._build_forwarder()
         self._loops: list[tuple[str, Loop]] = []
         self._batchers: list[Batcher] = []
+        self._lanes: dict[str, Lane] = {}
         self.drain: Drain
+
+    @property
+    def topic_drains(self) -> list[Drain]:
+        """What drains the request topic and its lanes, whether or not there are any."""
+        return [self.drain, *(lane.drain for lane in self._lanes.values())]
+
+    @property
+    def drains(self) -> Mapping[str, Tenured]:
+        """What drains each topic."""
+        return {self.topic: self.drain, **self._lanes}
 
     def _serve(self, intake: Intake, batches: Serving, validator: Content, *, keeps_order: bool) -> None:
         around = self._around
@@ -103,24 +120,48 @@ class Served:
             is_trusted=around.is_trusted,
             keeps_order=keeps_order,
         )
-        self.drain = Drain(
-            self.topic,
-            self._reader,
-            intake=intake,
-            batcher=arrivals,
-            settings=around.settings.worker,
-            may_take=around.is_trusted,
-            suspects=self._suspects,
-            forwarder=self._forwarder,
-        )
+        self.drain = self._drain(self.topic, self._reader, intake, arrivals, self._forwarder)
         self._loops += [
-            ("poll", self.drain.poll_loop),
-            ("commit", self.drain.commit_loop),
             ("grow", self._growth_loop),
             ("clear", lambda: self._suspects.clear_loop(around.launcher.pump)),
             ("careful", lambda: self._suspects.careful_loop(intake, arrivals.run_alone)),
             ("forward", self._forwarder.loop),
         ]
+
+    def _drain(
+        self,
+        topic: str,
+        reader: Reader,
+        intake: Intake,
+        batches: Batches,
+        forwarder: Forwarder | None = None,
+    ) -> Drain:
+        around = self._around
+        drain = Drain(
+            topic,
+            reader,
+            intake=intake,
+            batcher=batches,
+            settings=around.settings.worker,
+            may_take=around.is_trusted,
+            suspects=self._suspects,
+            forwarder=forwarder,
+        )
+        self._loops += [(f"poll {topic}", drain.poll_loop), (f"commit {topic}", drain.commit_loop)]
+        return drain
+
+    def _serve_lanes(self, intake: Intake, batcher: Batcher) -> None:
+        """Be ready to drain what has a topic of its own besides."""
+        around, kafka = self._around, self._around.settings.kafka
+        opened = partial(batcher.room.open_lanes, batcher.queue.count_lanes)
+        for priority in topics.LANES:
+            number = LANES[priority]
+            topic = topics.lane(self.topic, priority)
+            reader = Reader(kafka, self._group)
+            batches = LaneBatches(self._arrivals, batcher.room, number)
+            drain = self._drain(topic, reader, intake, batches)
+            drain.lane = number
+            self._lanes[topic] = Lane(drain, reader, partitions=around.producer.partitions, opened=opened)
 
     def _batcher(self, model: RegisteredModel, responder: Answering) -> Batcher:
         """The batches of a model, with its knobs followed."""
@@ -177,8 +218,10 @@ class Served:
         await self._reader.open()
 
     async def assign(self) -> None:
-        """Make the partitions of the topic claimable."""
+        """Make the partitions of the topics claimable."""
         self.drain.assign(await self._around.producer.partitions(self.topic))
+        for lane in self._lanes.values():
+            await lane.assign()
 
     def spawn(self, loops: Loops) -> None:
         """Start to work."""
@@ -186,7 +229,7 @@ class Served:
             loops.spawn(f"{name} {self.key}", loop())
 
     async def _growth_loop(self) -> None:
-        """Partitions that were added to the topic become claimable."""
+        """Partitions that were added become claimable."""
         while True:
             await asyncio.sleep(self._around.settings.lease.renew_seconds)
             try:
@@ -196,8 +239,9 @@ class Served:
 
     async def quiet(self, loops: Loops) -> None:
         """Take nothing new."""
-        await self.drain.quiet()
-        await loops.join(f"poll {self.key}", _QUIET_SECONDS)
+        drains = self.topic_drains
+        await asyncio.gather(*(drain.quiet() for drain in drains))
+        await asyncio.gather(*(loops.join(f"poll {drain.topic} {self.key}", _QUIET_SECONDS) for drain in drains))
 
     async def stop(self) -> None:
         """Cut no further batch, and let nothing that was launched be blamed for this worker's end."""
@@ -208,7 +252,7 @@ class Served:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._reader.close()
+        await asyncio.gather(self._reader.close(), *(lane.close() for lane in self._lanes.values()))
 
 
 class ServedModel(Served):
@@ -218,5 +262,7 @@ class ServedModel(Served):
         super().__init__(model.key, model.digest, around)
         validator = Validator(model.spec)
         intake = Intake(model.key, validator, self.responder, around.clock, around.broker_time)
-        keeps_order = model.spec.batching.order == "per_key" or model.spec.sequences is not None
-        self._serve(intake, self._batcher(model, self.responder), validator, keeps_order=keeps_order)
+        batcher = self._batcher(model, self.responder)
+        self._serve(intake, batcher, validator, keeps_order=model.spec.keeps_order)
+        if not model.spec.keeps_order:
+            self._serve_lanes(intake, batcher)

@@ -171,7 +171,7 @@ class Worker:
             self._token,
             leases=self._leases,
             assignments=Assignments(self._redis, self._settings.redis.pool),
-            drains={served.topic: served.drain for served in self._served},
+            drains={topic: drain for served in self._served for topic, drain in served.drains.items()},
             clock=self._clock,
             settings=self._settings.lease,
             renewed=self._launcher.pump,
@@ -284,7 +284,7 @@ class Worker:
         self._stopped = True
         if self._started:
             quiet = asyncio.gather(*(served.quiet(self._loops) for served in self._served))
-            drains = [served.drain for served in self._served]
+            drains = [drain for served in self._served for drain in served.topic_drains]
             why = self._why_stopped
             await wind_down(quiet, drains, self._tenure, self._publisher, reason=why, deadline=deadline)
         await self._loops.stop()

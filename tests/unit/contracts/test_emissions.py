@@ -14,7 +14,7 @@ from contracts.messages import Ran, Receipt, ReplyAddress, Status
 from contracts.names import ModelVersion
 from contracts.parts import PartKind, decode_part, decode_part_headers, joins_partition
 from contracts.pipelines import parse_pipeline
-from contracts.plans import Ask, Emission, Failure, Plan, Value, child_id
+from contracts.plans import Ask, Emission, Failure, Plan, Value, child_id, decode
 from contracts.tensors import Tensor
 
 CHAIN = """
@@ -186,3 +186,27 @@ def test_values_that_cannot_be_read_end_a_job_whose_model_has_no_topic() -> None
     (answer,) = send(job_of(plan), [replace(ask, carried={"one!": broken})], partition=None)
     response, _ = decode_response(answer.headers, answer.value)
     assert response.status is Status.INTERNAL
+
+
+def test_a_step_goes_into_the_lane_of_its_job_where_the_model_has_one() -> None:
+    plain = plan_of(FAN)
+    plan = replace(plain, lanes=(ModelVersion("m", 1),))
+    assert plan.laned == {ModelVersion("m", 1)}
+    assert not plain.laned
+    assert b"lanes" not in plain.encoded  # what was stored before there were any has the same digest
+    assert plan.digest != plain.digest
+    assert decode(plan.encoded) == plan
+    asks = start(plan, [rows()], {})
+    assert [one.topic for one in send(job_of(plan), asks)] == ["headrace.requests.m.1.high", "headrace.requests.m.2"]
+    calm = replace(job_of(plan), priority="normal")
+    assert [one.topic for one in send(calm, asks)] == ["headrace.requests.m.1", "headrace.requests.m.2"]
+
+
+def test_a_lane_that_is_still_to_be_made_holds_no_step_up() -> None:
+    plan = replace(plan_of(FAN), lanes=(ModelVersion("m", 1),))
+
+    def partition_of(topic: str) -> int | None:
+        return None if topic.endswith(".high") else 2
+
+    found = outbound(job_of(plan), start(plan, [rows()], {}), 9000, prefix="headrace", partition_of=partition_of)
+    assert [(one.topic, one.partition) for one in found] == [("headrace.requests.m.1", 2), ("headrace.requests.m.2", 2)]

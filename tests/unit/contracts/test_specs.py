@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from contracts import topics
 from contracts.errors import ConfigurationError, ModelNotFound
 from contracts.names import NAME_PATTERN, ModelVersion, check_model_name, is_name, new_request_id
+from contracts.pipelines import parse_pipeline
 from contracts.routing import pin
-from contracts.specs import DeploymentSpec, Knobs, RouteSpec, WorkersSpec, parse_fleet, parse_model
+from contracts.specs import DeploymentSpec, Knobs, RouteSpec, TopicSpec, WorkersSpec, parse_fleet, parse_model
 
 MODEL = """
 name: digits
@@ -135,7 +138,7 @@ def test_only_name_at_version_is_a_model_version(text: str) -> None:
 
 @given(st.from_regex(NAME_PATTERN, fullmatch=True), st.from_regex(NAME_PATTERN, fullmatch=True), st.integers(1, 20))
 def test_the_topic_of_a_model_is_never_that_of_anothers_version(first: str, second: str, version: int) -> None:
-    for name in (first, f"{second}.{version}"):
+    for name in (first, f"{second}.{version}", f"{second}.{version}.high", f"{second}.{version}.low"):
         try:
             check_model_name(name)
         except ConfigurationError:
@@ -143,6 +146,55 @@ def test_the_topic_of_a_model_is_never_that_of_anothers_version(first: str, seco
         unversioned = f"p.requests.{name}"  # reserved for requests to any version
         assert unversioned != topics.requests("p", second, version)
         assert topics.parse_requests("p", unversioned) is None
+
+
+NAMES = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda name: ".." not in name)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(1, 20)), min_size=1, max_size=6, unique=True))
+def test_no_two_request_topics_or_lanes_are_one_and_each_tells_whose_it_is(keys: list[tuple[str, int]]) -> None:
+    found: dict[str, tuple[str, int]] = {}
+    for name, version in keys:
+        for candidate in (name, f"{name}.high", f"{name}.{version}.low", f"{name}.low.{version}"):
+            try:
+                check_model_name(candidate)
+            except ConfigurationError:
+                continue
+            base = topics.requests("p", candidate, version)
+            for topic in (base, *(topics.lane(base, priority) for priority in topics.LANES)):
+                assert found.setdefault(topic, (candidate, version)) == (candidate, version)
+                assert topics.parse_requests("p", topic) == (candidate, version)
+                assert topics.without_lane(topic) == base
+            found[f"p.requests.{candidate}"] = (candidate, 0)  # reserved for requests to any version
+
+
+@pytest.mark.parametrize(("name", "lane"), [("a.1.high", "a.1"), ("a.12.low", "a.12")])
+def test_a_model_is_not_called_like_a_lane(name: str, lane: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"a lane in the names of topics; write 'a-{lane[2:]}"):
+        check_model_name(name)
+    assert check_model_name("a.high") == "a.high"
+    assert check_model_name(f"{lane}.medium")
+
+
+def test_the_registry_names_lanes_only_where_they_are_asked_for() -> None:
+    asked, unasked = (DeploymentSpec(model="m", version=1, topic=TopicSpec(lanes=lanes)) for lanes in (True, False))
+    assert json.loads(asked.model_dump_json())["topic"]["lanes"] is True
+    assert "lanes" not in json.loads(unasked.model_dump_json())["topic"]
+    assert unasked.model_dump()["topic"]["lanes"] is False  # who compares two deployments sees it
+    assert all(DeploymentSpec.model_validate_json(one.model_dump_json()) == one for one in (asked, unasked))
+
+
+def test_a_pipelines_own_topic_has_no_lanes() -> None:
+    text = """
+name: p
+version: 1
+inputs: [{name: x, datatype: FP32, shape: [-1]}]
+steps: {a: {model: m, inputs: {x: input.x}}}
+outputs: {y: a.y}
+topic: {lanes: true}
+"""
+    with pytest.raises(ConfigurationError, match="belongs to the deployments of models"):
+        parse_pipeline(text, "p.yaml")
 
 
 @pytest.mark.parametrize("name", ["a1", "1", "v1.b", "1.5b", "a.1-base", "a.1b"])

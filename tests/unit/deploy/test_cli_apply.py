@@ -214,3 +214,20 @@ def test_a_model_that_leaves_a_shared_deployment_is_served_all_the_time() -> Non
     (shared,) = shared_fleet("digits@1", "digits@2").deployments
     found = changes(fleet(1, 2), {}, state(deployments={DIGITS: shared}))
     assert [(change.name, change.change) for change in found] == [("digits@2", "created"), ("digits@1", "changed")]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [({"batching": {"order": "per_key"}}, "batching.order per_key"), ({"sequences": {}}, "sequences")],
+)
+def test_lanes_are_refused_for_models_whose_requests_must_stay_in_order(more: dict[str, object], what: str) -> None:
+    spec = ModelSpec.model_validate({**model_yaml(), "backend": "python", **more})
+    models = {DIGITS: RegisteredModel(spec=spec, uri="/m", digest="d")}
+    wanted = fleet(1)
+    assert changes(wanted, models, state())
+    laned = FleetSpec.model_validate({"deployments": [{"model": "digits", "version": 1, "topic": {"lanes": True}}]})
+    with pytest.raises(ConfigurationError, match=f"digits@1 has {what}.*leave one of the two out"):
+        changes(laned, models, state())
+    with pytest.raises(ConfigurationError, match="leave one of the two out"):  # that which is registered counts, too
+        changes(laned, {}, state(models=models))
+    assert changes(laned, {DIGITS: registered()}, state())

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from contracts.adapters.registry import RegisteredModel, RegistryState
+from contracts.codec import PRIORITIES
 from contracts.errors import ModelNotFound, TransportError
 from contracts.names import ModelVersion
-from contracts.specs import DeploymentSpec, ModelSpec, RouteSpec, TensorSpec
+from contracts.specs import DeploymentSpec, ModelSpec, RouteSpec, TensorSpec, TopicSpec
 from producer.directory import Directory
 
 TENSOR = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
@@ -20,6 +21,7 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.state = RegistryState(revision=1, models={}, deployments={}, routes={})
+        self.topic = TopicSpec()
         self.looks = self.reads = 0
         self.is_away = False
 
@@ -28,7 +30,7 @@ class FakeRegistry:
         self.state = RegistryState(
             revision=self.state.revision + 1,
             models={key: RegisteredModel(spec=_spec(key), uri="nowhere") for key in keys},
-            deployments={key: DeploymentSpec(model=key.model, version=key.version) for key in keys},
+            deployments={key: DeploymentSpec(model=key.model, version=key.version, topic=self.topic) for key in keys},
             routes={model: RouteSpec(default=version) for model, version in routes.items()},
         )
 
@@ -217,3 +219,43 @@ async def test_a_topic_that_has_grown_is_used_whole(directory: Directory, kafka:
         kafka.counts[plan.topic] = 12
         await asyncio.sleep(31)
         assert plan.partitioner.partitions == 12
+
+
+async def test_priorities_have_topics_of_their_own_where_the_deployment_says_so(
+    directory: Directory, registry: FakeRegistry, kafka: FakeKafka
+) -> None:
+    plan = await directory.plan("digits", 1)
+    assert {plan.place(priority)[0] for priority in PRIORITIES} == {plan.topic}
+    assert kafka.times_asked == 1
+    kafka.counts = {f"{plan.topic}.low": 3}
+    async with following(directory):
+        registry.topic = TopicSpec(lanes=True)
+        registry.deploy("digits@1")
+        await asyncio.sleep(0.6)
+        plan = await directory.plan("digits", 1)
+    assert [plan.place(priority)[0] for priority in PRIORITIES] == [
+        f"{plan.topic}.high",
+        plan.topic,
+        f"{plan.topic}.low",
+    ]
+    assert [plan.topics[plan.place(priority)[0]].partitions for priority in PRIORITIES] == [8, 8, 3]
+
+
+async def test_a_lane_that_is_still_to_be_made_is_looked_for_until_it_is_there(
+    directory: Directory, registry: FakeRegistry, kafka: FakeKafka
+) -> None:
+    high = "p.requests.digits.1.high"
+    kafka.counts = {high: 0}
+    registry.topic = TopicSpec(lanes=True)
+    registry.deploy("digits@1")
+    async with following(directory):
+        await asyncio.sleep(0.6)
+        plan = await directory.plan("digits", 1)
+        assert plan.place("high")[0] == plan.topic
+        kafka.counts = {high: 8}
+        await asyncio.sleep(0.6)
+        assert plan.place("high")[0] == high
+        registry.topic = TopicSpec()
+        registry.deploy("digits@1")
+        await asyncio.sleep(0.6)
+        assert (await directory.plan("digits", 1)).place("high")[0] == plan.topic

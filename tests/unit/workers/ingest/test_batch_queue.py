@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.deliveries import delivery
-from workers.ingest.batch_queue import HORIZON_SECONDS, SHARES, BatchQueue
+from workers.ingest.batch_queue import HORIZON_SECONDS, PROMOTED_ROWS, SHARES, BatchQueue
 from workers.ingest.delivery import LANES, Delivery
 
 HIGH, NORMAL, LOW = LANES["high"], LANES["normal"], LANES["low"]
@@ -251,3 +251,13 @@ def test_requests_of_a_record_key_never_overtake_or_overlap(
         else:
             queue.settled(running.pop(data.draw(st.integers(0, len(running) - 1))))
     assert queue.rows == 0
+
+
+def test_old_requests_of_a_lane_go_ahead_of_its_share_only_so_far() -> None:
+    queue = BatchQueue()
+    for _ in range(100):
+        queue.put(delivery(lane=LOW, taken=0.0, deadline=10.0))
+        queue.put(delivery(lane=HIGH, taken=9.0, deadline=1000.0))
+    ready, _ = queue.take(None, 64, 9.0)
+    assert [d.lane for d in ready[:PROMOTED_ROWS]] == [LOW] * PROMOTED_ROWS
+    assert Counter(d.lane for d in ready[PROMOTED_ROWS:]) == {HIGH: 45, LOW: 3}

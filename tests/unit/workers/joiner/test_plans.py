@@ -15,6 +15,7 @@ from contracts.errors import InvalidRequest
 from contracts.messages import Hop
 from contracts.names import ModelVersion
 from contracts.plans import Plan, decode
+from contracts.specs import DeploymentSpec
 from tests.helpers import FakeClock
 from tests.pipeline_kit import compiled
 from workers.draining.plan_cache import PlanCache
@@ -55,7 +56,12 @@ class Pipelines:
 
     async def snapshot(self) -> Any:
         pipeline = RegisteredPipeline(name="one", version=1, spec=SPEC, joins=1)
-        return SimpleNamespace(pipelines={KEY: pipeline}, models={}, routes={}, served={ModelVersion("m", 1)})
+        return SimpleNamespace(
+            pipelines={KEY: pipeline},
+            models={},
+            routes={},
+            served={ModelVersion("m", 1): DeploymentSpec(model="m", version=1)},
+        )
 
 
 def plans_of(store: Store, clock: FakeClock) -> Plans:
