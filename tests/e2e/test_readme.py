@@ -17,6 +17,7 @@ import pytest
 
 from deploy.cli.app import run
 from tests.e2e.conftest import ROOT, UP_COMMAND, Terminal, Up
+from tests.helpers import wait_until_sync
 from workers.agent.settings import default_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -83,6 +84,7 @@ def test_every_program_prints_what_is_shown(page: str, up: Up, terminal: Termina
 
 
 def test_every_command_of_the_readme_prints_what_is_shown(up: Up, terminal: Terminal) -> None:
+    wait_until_settled(terminal)
     for command, shown in commands("README.md"):
         done = terminal.run(f"{command} 2>&1")  # as a terminal shows it
         expect(shown, done.stdout)
@@ -94,8 +96,19 @@ def test_every_command_prints_what_is_shown(
 ) -> None:
     monkeypatch.setattr(os, "environ", terminal.environment.copy())
     monkeypatch.chdir(ROOT)
+    wait_until_settled(terminal)
     for command, shown in commands(page):
         expect(shown, call(command, monkeypatch))
+
+
+def wait_until_settled(terminal: Terminal) -> None:
+    """Wait until the stack is as its fleet says again: pages scale what other pages show."""
+
+    def is_settled() -> bool:
+        deployments = json.loads(terminal.run("headrace status --json").stdout)["deployments"]
+        return all(worker["state"] == "active" for deployment in deployments for worker in deployment["workers"])
+
+    wait_until_sync(is_settled, "workers of an earlier page's commands have not ended")
 
 
 def call(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
