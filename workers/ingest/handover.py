@@ -25,7 +25,7 @@ class Handover:
 
     def __init__(self) -> None:
         self.seconds = _UNKNOWN_HANDOVER
-        self.lead = _FIRST_LEAD
+        self._lead = _FIRST_LEAD
         self._taken: deque[float] = deque(maxlen=20)
         self._errors: deque[float] = deque(maxlen=_WINDOW)
         self._until_chosen = _EVERY
@@ -39,9 +39,14 @@ class Handover:
         """A batch ended so much later than it was expected to."""
         self._errors.append(error)
         self._until_chosen -= 1
+
+    @property
+    def lead(self) -> float:
+        """How long before the engine frees the next batch is closed; chosen when somebody asks, which is under load."""
         if self._until_chosen <= 0:
             self._until_chosen = _EVERY
-            self.lead = self._best()
+            self._lead = self._best()
+        return self._lead
 
     def _best(self) -> float:
         errors = sorted(self._errors)

@@ -136,7 +136,9 @@ class Launcher:
     def engine(self, now: float) -> Engine:
         """How much the engine has in hand, and when it is expected to be free."""
         flights, handover = self._flights, self._handover
-        wait = max(flight.ends for flight in flights.values()) - now if flights else 0.0
+        if not flights:
+            return Engine(0, 0.0, handover=handover.seconds)
+        wait = max(flight.ends for flight in flights.values()) - now
         return Engine(len(flights), wait, handover=handover.seconds, lead=handover.lead)
 
     # --- towards the engine -------------------------------------------------------------------------------------------

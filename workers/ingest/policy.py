@@ -147,7 +147,7 @@ class Policy:
 
     def answered(self, now: float, rows: int, late: int) -> None:
         """The rows of a batch were answered, `late` of them after their deadline."""
-        if not rows or not self._refuses:
+        if not rows or not self._refuses or not (late or self.reserve.seconds):
             return
         free = most_reserve(self._rates, self.rate.at(now), self._allowed)
         doubtful = Reserve.DOUBTFUL * self.table.deviation(rows)
