@@ -46,6 +46,7 @@ class Observer:
         self._revision = -1
         self._draining_since: dict[str, int] = {}
         self._last_id: str | None = None
+        self._ahead = 0  # events that were taken in by a look already
 
     async def follow(self, block_ms: int) -> int:
         """Take in what happened since the last call, waiting up to `block_ms` for something; returns how much it was.
@@ -55,7 +56,9 @@ class Observer:
         if self._last_id is None:
             now = (await self._leases.state()).now_unix_ms
             self._last_id, block_ms = f"{max(0, now - LOOK_BACK_MS)}-0", 0
-        count = 0
+        count, self._ahead = self._ahead, 0
+        if count:
+            block_ms = 0
         while True:
             self._last_id, events = await self._leases.events(self._last_id, block_ms)
             for event in events:
@@ -89,6 +92,8 @@ class Observer:
         """One look; `partitions` are those of the topics that are known to exist."""
         demand = await self.demand()
         pool = await self._leases.state()
+        # What the pool shows must be known: a worker that failed just now would be replaced at once otherwise.
+        self._ahead = await self.follow(0)
         draining = [name for name, node in pool.nodes.items() if node.state == "draining" or node.hold == "draining"]
         self._draining_since = {name: self._draining_since.get(name, pool.now_unix_ms) for name in draining}
         snapshot = structs.replace(
