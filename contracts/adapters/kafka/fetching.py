@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 16 * 1024 * 1024
 _RETRY_SECONDS = 0.1
+_TURNS_FIRST = 2  # the answer that the last records caused, or its reader's next request, leaves before a fetch
 _NOBODY = -1  # the library's number of the leader of a partition that has none
 _fatal = (kafka_errors.OffsetOutOfRangeError, kafka_errors.TopicAuthorizationFailedError)
 
@@ -44,9 +45,6 @@ class FetchedRecord(Struct, gc=False):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
-
-
-_TURNS_FIRST = 2  # the answer that the last records caused, or its reader's next request, leaves before a fetch
 
 
 class _Place:
