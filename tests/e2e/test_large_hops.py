@@ -56,7 +56,7 @@ topic: {partitions: 2}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PipelineFleet]:
-    async with pipeline_fleet(tmp_path_factory.mktemp("hops"), kafka="embedded") as running:
+    async with pipeline_fleet(tmp_path_factory.mktemp("hops")) as running:
         await running.apply(CHAIN, LOOKS, FORK)
         yield running
 

@@ -66,7 +66,7 @@ async def ask(fleet: PipelineFleet, name: str, rows: np.ndarray, ttl: float = 20
 
 
 async def test_every_job_ends_as_documented_by_its_deadline(tmp_path: Path) -> None:
-    async with pipeline_fleet(tmp_path, kafka="embedded") as fleet:
+    async with pipeline_fleet(tmp_path) as fleet:
         chained = (PICKY, CROWD, NEVER, PATIENT)
         await fleet.apply(*chained, *map(fused, chained[:3]))
         await asyncio.gather(
