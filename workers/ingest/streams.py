@@ -5,7 +5,8 @@ next step, and an engine that is faster than the log is held back by the room th
 without taking parts gets all of them joined, as one response.
 
 Whether a step of a pipeline's job passes its parts on is said by the job's plan. Where that is still on its way the
-engine waits with the first part, as it does when there is no room.
+engine waits with the first part, as it does when there is no room, but not for long: others want it, too. If the plan
+has not come by then the parts are joined, and the whole goes on or ends when it is known what follows.
 
 A part is no outcome: after a failure the request runs again from its beginning, under another name, and its caller puts
 together what fits. Only the final response settles the record.
@@ -13,6 +14,7 @@ together what fits. Only the final response settles the record.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Container, Sequence
 from functools import partial
@@ -28,6 +30,8 @@ from workers.ingest.split import Answering, forget, is_settled
 from workers.link import Continue, Done, Part, Region
 from workers.slots import SlotFile
 
+PLAN_SECONDS = 1.0
+"""How long the engine waits with a part for a plan, which comes in milliseconds unless it was lost."""
 _EXPIRED = "the time to live ended before the stream did"
 _WHOLE_TOO_LARGE = f"the parts together are above the limit of {MAX_RESPONSE_BYTES} bytes; ask for them as a stream"
 _UNLIKE = "the parts have different shapes and cannot be joined; ask for them as a stream"
@@ -79,8 +83,14 @@ class Streams:
         return stream
 
     def _known(self, line: Line, takes_parts: bool) -> None:  # noqa: FBT001 - a callback
-        line.takes_parts = takes_parts
-        self.resume()
+        if line.takes_parts is None:
+            line.takes_parts = takes_parts
+            self.resume()
+
+    def _join_all(self, stream: Stream) -> None:
+        """The engine has waited long enough for plans."""
+        for line in stream.lines:
+            self._known(line, takes_parts=False)
 
     def part(self, flight: Flight, part: Part) -> None:
         """Hand out a part, and have the engine go on when there is room."""
@@ -88,6 +98,8 @@ class Streams:
         assert stream is not None  # noqa: S101 - the batcher looked
         stream.is_held = True
         self._held.append(_Held(flight, stream, part))
+        if not stream.is_known:
+            asyncio.get_running_loop().call_later(PLAN_SECONDS, self._join_all, stream)
         self.resume()
 
     def resume(self) -> None:

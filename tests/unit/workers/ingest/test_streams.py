@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from workers.draining.claim import Claim
 from workers.ingest.delivery import Delivery, Leg, Origin, Place
 from workers.ingest.flight import Flight
 from workers.ingest.responder import MAX_RESPONSE_BYTES, Responder
-from workers.ingest.streams import Streams
+from workers.ingest.streams import PLAN_SECONDS, Streams
 from workers.link import Continue, Done, Part, Region
 from workers.slots import SlotFile
 
@@ -223,7 +224,7 @@ def test_parts_of_different_shapes_cannot_be_joined(world: World) -> None:
     assert "different shapes" in message
 
 
-def test_the_engine_waits_with_the_first_part_until_it_is_known_who_gets_it(world: World) -> None:
+async def test_the_engine_waits_with_the_first_part_until_it_is_known_who_gets_it(world: World) -> None:
     world.unknown = []
     flight = world.launch(world.request("a"), world.request("b"), world.request("c", stream=False))
     world.part(flight, 1, 2, 3)
@@ -237,7 +238,7 @@ def test_the_engine_waits_with_the_first_part_until_it_is_known_who_gets_it(worl
     assert world.sent[1:] == [("a", "OK 1 of w.1", [4]), ("b", "OK", [2, 5]), ("c", "OK", [3, 6])]
 
 
-def test_a_part_is_handed_out_once_though_the_engine_must_wait_for_room(world: World) -> None:
+async def test_a_part_is_handed_out_once_though_the_engine_must_wait_for_room(world: World) -> None:
     world.unknown, world.has_room = [], False
     flight = world.launch(world.request("a"))
     world.part(flight, 1)
@@ -247,6 +248,24 @@ def test_a_part_is_handed_out_once_though_the_engine_must_wait_for_room(world: W
     world.has_room = True
     world.streams.resume()
     assert (len(world.sent), world.to_engine) == (1, [Continue(0, 1)])
+
+
+@pytest.mark.looptime
+async def test_the_engine_does_not_wait_for_a_plan_that_may_never_come(world: World) -> None:
+    world.unknown = []
+    flight = world.launch(world.request("a"), world.request("b"))
+    lost, found = world.unknown
+    world.part(flight, 1, 2)
+    found(True)
+    await asyncio.sleep(PLAN_SECONDS - 0.1)
+    assert (world.sent, world.to_engine) == ([], [])
+    await asyncio.sleep(0.2)
+    assert (world.sent, world.to_engine) == ([("b", "part 0 of w.1", [2])], [Continue(0, 1)])
+    world.part(flight, 3, 4)
+    lost(True)  # too late: the first part of it was kept
+    world.streams.finish(flight, Done(0, 1, world.outputs(5, 6), 10))
+    assert world.sent[1:] == [("b", "part 1 of w.1", [4]), ("a", "OK", [1, 3, 5]), ("b", "OK 2 of w.1", [6])]
+    assert len(world.to_engine) == 2
 
 
 def test_a_stream_ends_with_the_job_that_it_is_a_step_of(world: World) -> None:
