@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from contracts.adapters.compiled import compiled
-from contracts.adapters.registry import Registry, RegistryState
+from contracts.adapters.registry import RegisteredPipeline, Registry, RegistryState
 from contracts.errors import ConfigurationError, ModelNotFound
 from contracts.names import ModelVersion
 from contracts.plans import Plan
@@ -24,22 +24,27 @@ class LostPlans:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._state: RegistryState | None = None
-        self._plans: dict[str, Plan | None] = {}
+        self._plans: dict[ModelVersion, Plan | None] = {}
 
     async def again(self, digest: str, pipeline: str) -> Plan | None:
         """The plan with this digest if `pipeline` (`name@version`) compiles to it today. Raises TransportError."""
         if self._state is None or await self._registry.revision() != self._state.revision:
             self._state, self._plans = await self._registry.snapshot(), {}
-        if pipeline not in self._plans:
-            self._plans[pipeline] = self._compiled(pipeline, self._state)
-        plan = self._plans[pipeline]
+        try:
+            registered = self._state.pipelines.get(ModelVersion.parse(pipeline))
+        except ConfigurationError:
+            registered = None
+        if registered is None:  # and not remembered: anybody can name pipelines that never were
+            return None
+        if registered.key not in self._plans:
+            self._plans[registered.key] = self._compiled(registered, self._state)
+        plan = self._plans[registered.key]
         return plan if plan is not None and plan.digest == digest else None
 
     @staticmethod
-    def _compiled(pipeline: str, state: RegistryState) -> Plan | None:
+    def _compiled(registered: RegisteredPipeline, state: RegistryState) -> Plan | None:
         try:
-            registered = state.pipelines.get(ModelVersion.parse(pipeline))
-            return None if registered is None else compiled(registered, state)
+            return compiled(registered, state)
         except (ConfigurationError, ModelNotFound) as exc:
-            log.info("pipeline %s cannot be compiled: %s", pipeline, exc)
+            log.info("pipeline %s cannot be compiled: %s", registered.key, exc)
             return None

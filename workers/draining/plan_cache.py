@@ -124,9 +124,9 @@ class PlanCache:
 
     async def _put_back(self) -> None:
         used, self._used = self._used, set()
-        for digest in used & self._plans.keys():
-            if await self._store.restore(digest, self._plans[digest].encoded):
-                log.warning("plan %s was lost, and is put back", digest)
+        for plan in [self._plans[digest] for digest in used & self._plans.keys()]:  # others may come and go meanwhile
+            if await self._store.restore(plan.digest, plan.encoded):
+                log.warning("plan %s was lost, and is put back", plan.digest)
 
     async def _measure(self, topic: str) -> None:
         try:
@@ -171,6 +171,9 @@ class PlanCache:
                 return None
             except TransportError as exc:
                 log.warning("plan %s is fetched again: %s", digest, exc)
+            except Exception:  # let through, what waits for this plan would have no outcome for ever
+                log.exception("plan %s of %s cannot be had", digest, pipeline)
+                return None
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _stored(self, digest: str, pipeline: str) -> Plan | None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from contracts.adapters.plans import PlanStore
 from contracts.adapters.registry import RegisteredPipeline, Registry, RegistryState
@@ -15,7 +16,7 @@ from contracts.names import ModelVersion
 from contracts.plans import Plan
 from contracts.specs import DeploymentSpec, RouteSpec
 from workers.draining.lost_plans import LostPlans
-from workers.draining.plan_cache import MOST_AWAITED, PATIENCE_SECONDS, REFRESH_SECONDS, PlanCache, unknown_plan
+from workers.draining.plan_cache import KEPT, MOST_AWAITED, PATIENCE_SECONDS, REFRESH_SECONDS, PlanCache, unknown_plan
 
 SPEC: dict[str, Any] = {
     "name": "one", "version": 1, "inputs": [{"name": "a", "datatype": "FP32", "shape": [-1, 2]}],
@@ -94,7 +95,7 @@ class Bench:
 
     async def plan(self) -> Plan:
         """What the pipeline compiles to today."""
-        return LostPlans._compiled("one@1", self.pipelines.state) or pytest.fail("it should compile")
+        return LostPlans._compiled(PIPELINE, self.pipelines.state) or pytest.fail("it should compile")
 
     async def got(self, hop: Hop) -> Plan | None:
         found: asyncio.Future[Plan | None] = asyncio.get_running_loop().create_future()
@@ -182,6 +183,42 @@ async def test_a_worker_puts_back_the_plans_that_it_uses_and_no_others(bench: Be
     await asyncio.sleep(5 * REFRESH_SECONDS)
     assert bench.store.plans == {}
     refreshing.cancel()
+
+
+@pytest.mark.looptime
+async def test_plans_that_leave_the_cache_while_it_puts_others_back_do_not_end_the_worker(bench: Bench) -> None:
+    plan = await bench.plan()
+    for number in range(KEPT):
+        bench.cache.add(structs.replace(plan, partitions=1 + number))
+        bench.cache.get(list(bench.cache._plans)[-1])
+
+    async def restore(digest: str, raw: bytes) -> bool:
+        bench.cache.add(structs.replace(plan, partitions=1 + KEPT + len(bench.store.plans)))
+        bench.store.plans[digest] = raw
+        return True
+
+    bench.store.restore = restore  # type: ignore[method-assign]  # rollouts meanwhile
+    refreshing = asyncio.ensure_future(bench.cache.refresh_loop())  # noqa: TID251 - cancelled below
+    await asyncio.sleep(REFRESH_SECONDS + 1)
+    assert not refreshing.done()
+    assert len(bench.store.plans) == KEPT
+    refreshing.cancel()
+
+
+@pytest.mark.looptime
+async def test_a_pipeline_that_this_release_cannot_read_ends_the_jobs_that_need_it(bench: Bench) -> None:
+    plan = await bench.plan()
+    bench.pipelines.state.pipelines[PIPELINE.key] = PIPELINE.model_copy(
+        update={"spec": {"steps": "of a later release"}}
+    )
+    assert await bench.got(hop_of(plan)) is None
+
+
+@pytest.mark.looptime
+async def test_names_of_pipelines_that_never_were_are_not_remembered(bench: Bench) -> None:
+    for number in range(10):
+        assert await bench.lost.again("0" * 32, f"made-up-{number}@1") is None
+    assert not bench.lost._plans
 
 
 def test_an_unknown_plan_is_no_fault_of_the_request() -> None:
