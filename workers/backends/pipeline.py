@@ -9,9 +9,11 @@ goes through a `Door`, so that the order can be tested without one:
 
 - What is uploaded, and what is downloaded, is held by its Flight until the last mark was reached. A tensor that is let
   go of earlier is given to the next batch by the allocator, while another stream still reads it.
-- A graph computes between buffers of its own. Its inputs are written on the compute stream, behind the replay before;
-  its outputs are copied on the compute stream, before the next replay overwrites them.
-- When a launch fails in the middle, everything under way is waited for, since its tensors are about to be let go of.
+- A graph computes between buffers of its own. Its inputs are written on the compute stream, behind the replay before.
+- Outputs are copied on the compute stream, before the next batch is computed: those of a graph are its own buffers, and
+  a program may write into the same memory each time.
+- When a batch fails in the middle, everything under way is waited for, since its tensors are about to be let go of. A
+  device that fails at that, too, is lost, whatever the fault is called.
 
 A graph belongs to one set of input shapes, and is used for no other.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from workers.backends.base import Arrays, Graphs
+from workers.backends.device_faults import DeviceLost
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +108,16 @@ class Flight:
         """Block until the outputs are there; in any thread."""
         try:
             self._door.wait(self._done)
+        except BaseException:
+            _settle(self._door)
+            raise
         finally:
             self._let_go()
 
     def abandon(self) -> None:
         """Wait until the device has done with the batch, whose outputs nobody wants."""
         try:
-            self._door.settle()
+            _settle(self._door)
         finally:
             self._let_go()
 
@@ -138,9 +144,10 @@ class Pipeline:
             door.hold("compute", door.mark("in"))
             graph = self._graphs.get(tuple(inputs[name].shape for name, _ in self._inputs))
             results = self._named(door.call(self._program, staged)) if graph is None else self._replay(graph, staged)
-            return Flight(door, staged, results, door.mark("compute"))
+            copies = {name: door.copy_of(tensor) for name, tensor in results.items()}
+            return Flight(door, staged, copies, door.mark("compute"))
         except BaseException:
-            door.settle()
+            _settle(door)
             raise
 
     def _replay(self, graph: _Graph, staged: Sequence[Any]) -> dict[str, Any]:
@@ -148,7 +155,7 @@ class Pipeline:
         for target, source in zip(graph.inputs, staged, strict=True):
             door.overwrite(target, source)
         door.replay(graph.graph)
-        return {name: door.copy_of(tensor) for name, tensor in graph.outputs.items()}
+        return graph.outputs
 
     def capture(self, batches: Sequence[Arrays]) -> Graphs:
         """Make a graph for each of these batches' shapes, the largest first: smaller ones find room in its memory.
@@ -163,7 +170,7 @@ class Pipeline:
             except Exception as exc:  # noqa: BLE001 - whatever a library says to a capture
                 log.warning("no graph for batches of %d rows: %s: %s", rows, type(exc).__name__, exc)
                 failed.append(rows)
-                self._door.settle()
+                _settle(self._door)
             else:
                 captured.append(rows)
         return Graphs(tuple(captured), tuple(failed))
@@ -187,6 +194,14 @@ class Pipeline:
         finally:
             self._graphs.clear()
             self._door.unpin()
+
+
+def _settle(door: Door) -> None:
+    """Wait for a device behind a failure. Raises DeviceLost: where even that fails, so does everything else."""
+    try:
+        door.settle()
+    except Exception as exc:
+        raise DeviceLost(f"{type(exc).__name__}: {exc}") from exc
 
 
 def _rows(batch: Arrays) -> int:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.workers.backends.fake_device import RUBBISH, FakeDevice
 from workers.backends.base import Arrays
+from workers.backends.device_faults import DeviceLost
 from workers.backends.pipeline import Flight, Pipeline
 
 SIZES = (1, 2, 4)
@@ -111,6 +112,26 @@ def test_a_graphs_outputs_that_are_not_copied_would_be_overwritten_by_the_next_r
     assert not all(is_right(seed) for seed in range(20))
 
 
+def test_what_a_program_gives_out_may_be_its_own_and_be_overwritten_by_its_next_run() -> None:
+    class Frugal(FakeDevice):
+        """Its program writes every result into the same memory."""
+
+        def _compute(self, program: Any, tensors: Any, *, in_graph: bool) -> Any:
+            results, run = super()._compute(program, tensors, in_graph=True)
+            self.own = getattr(self, "own", results)
+
+            def overwrite() -> None:
+                run()
+                for name, result in self.own.items():
+                    np.copyto(result.array, results[name].array)
+
+            self.give("compute", overwrite)
+            return self.own, run
+
+    for seed in range(20):
+        serve(pipeline_on(Frugal(seed), graphs=False), [4, 4, 4, 4], depth=3)
+
+
 def test_a_batch_of_a_captured_shape_is_replayed_and_another_one_is_run() -> None:
     device = FakeDevice(0)
     pipeline = pipeline_on(device, graphs=True)
@@ -122,7 +143,7 @@ def test_a_batch_of_a_captured_shape_is_replayed_and_another_one_is_run() -> Non
     assert ",".join(device.log) == f"{replayed},{landed}"
     device.log.clear()
     serve(pipeline, [3])
-    assert ",".join(device.log) == f"upload,upload,mark in,hold compute,call,mark compute,{landed}"
+    assert ",".join(device.log) == f"upload,upload,mark in,hold compute,call,copy,copy,mark compute,{landed}"
 
 
 def test_a_size_whose_capture_fails_is_run_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
@@ -145,6 +166,53 @@ def test_a_launch_that_fails_in_the_middle_leaves_nothing_under_way() -> None:
     flight = pipeline.launch(batch(2, 1))
     flight.abandon()
     serve(pipeline, [2, 2])
+
+
+class Dying(FakeDevice):
+    """Its faults last, and are called what nobody has heard of."""
+
+    is_dead = False
+
+    def settle(self) -> None:
+        if self.is_dead:
+            raise RuntimeError("CUDA error: unknown error")
+        super().settle()
+
+    def wait(self, mark: Any) -> None:
+        if self.is_dead:
+            raise RuntimeError("CUDA error: unknown error")
+        super().wait(mark)
+
+    def upload(self, array: Any, *, is_bf16: bool) -> Any:
+        if self.is_dead:
+            raise RuntimeError("CUDA error: unknown error")
+        return super().upload(array, is_bf16=is_bf16)
+
+
+@pytest.mark.parametrize("when", ["launch", "wait", "abandon"])
+def test_a_device_that_cannot_even_come_to_rest_is_lost_whatever_it_calls_that(when: str) -> None:
+    device = Dying(0)
+    pipeline = pipeline_on(device, graphs=False)
+    flight = pipeline.launch(batch(2, 1))
+    flight.fetch({name: np.zeros(array.shape) for name, array in flight.outputs.items()})
+    device.is_dead = True
+    with pytest.raises(DeviceLost, match="unknown error"):
+        pipeline.launch(batch(2, 1)) if when == "launch" else getattr(flight, when)()
+
+
+def test_what_a_batch_holds_is_let_go_of_only_when_the_device_is_at_rest() -> None:
+    class Hiccup(FakeDevice):
+        def wait(self, mark: Any) -> None:
+            raise RuntimeError("CUDA error: invalid argument")
+
+    device = Hiccup(0)
+    pipeline = pipeline_on(device, graphs=False)
+    flight = pipeline.launch(batch(2, 1))
+    into = {name: np.zeros(array.shape) for name, array in flight.outputs.items()}
+    flight.fetch(into)
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        flight.wait()
+    assert device.log[-1] == "settle", "its slot is another batch's from now on"
 
 
 def test_closing_waits_for_the_device_before_memory_is_taken_from_it() -> None:
