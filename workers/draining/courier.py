@@ -98,8 +98,9 @@ class Courier:
             else:
                 copy = (record.value, record.headers, record.key)
                 lost = (lambda known: self._lost(shipment, known), record)
-                diverted = None
-                if self.graves is not None and isinstance(record.emission, Answer):  # one that takes nothing
+                diverted = None  # from a destination that takes nothing; what leads on waits for it
+                is_kept = self.graves is not None or shipment.unroutable is not None
+                if is_kept and isinstance(record.emission, Answer):
                     diverted = (lambda known: self._unroutable(shipment, known), record)
                 self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost, diverted)
 

@@ -96,3 +96,20 @@ def test_a_dead_letter_topic_that_does_not_exist_holds_nobody_up() -> None:
         bench.post.then(3)
     assert bench.topics == [REPLY, DEAD, DEAD]
     assert len(bench.done) == 1
+
+
+def test_the_answer_of_a_last_step_is_kept_by_its_worker_when_its_partition_takes_nothing() -> None:
+    post, done, kept = Post(), list[object](), list[Callable[[object], None]]()
+    courier = Courier(cast("Publisher", post), FakeClock(), prefix="headrace", partition_of=lambda _: None)
+    courier.send(
+        Job("job-1", PLAN, ReplyAddress(REPLY, 0, "me")),
+        [Answer((Tensor.from_numpy("y", np.zeros((1, 4), np.float32)),))],
+        0.0,
+        done.append,
+        unroutable=lambda _, then: kept.append(then),
+    )
+    post.then(4)
+    assert not done
+    (then,) = kept
+    then(None)
+    assert len(done) == 1
