@@ -327,6 +327,8 @@ class TopicDrain:
 
     async def _read_back(self) -> None:
         claims = dict(self._claims)
+        if not claims:
+            return
         async with self._committing:
             try:
                 committed = await self._reader.committed(list(claims))
