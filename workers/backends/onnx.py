@@ -24,7 +24,7 @@ from contracts.messages import Parameters
 from contracts.specs import TensorSpec
 from contracts.tensors import BYTES, numpy_type
 from workers.backends.base import CPU, CUDA, Arrays, ModelContext
-from workers.backends.device_faults import DeviceLost, is_lost
+from workers.backends.device_faults import DeviceLost, is_lost, is_out_of_memory
 from workers.backends.onnx_binding import BoundSession
 from workers.backends.onnx_providers import (
     CPU_PROVIDER,
@@ -54,8 +54,6 @@ _datatypes: Final = {
     "tensor(string)": BYTES,
 }
 _devices: Final = {CPU_PROVIDER: CPU, CUDA_PROVIDER: CUDA, TENSORRT_PROVIDER: f"{CUDA} (TensorRT)"}
-# How ONNX Runtime and the CUDA libraries below it word a failed allocation; there is no exception class for it.
-_allocation_failures: Final = ("failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
 
 
 class OnnxBackend:
@@ -96,7 +94,7 @@ class OnnxBackend:
         except Exception as exc:
             if is_lost(exc):
                 raise DeviceLost(str(exc)) from exc
-            if any(words in str(exc).lower() for words in _allocation_failures):
+            if is_out_of_memory(exc):
                 raise MemoryError(str(exc)) from exc
             raise
 

@@ -21,7 +21,7 @@ from contracts.errors import ModelLoadError
 from contracts.messages import Parameters
 from contracts.tensors import BYTES
 from workers.backends.base import CPU, CUDA, Arrays, Graphs, Launched, ModelContext
-from workers.backends.device_faults import DeviceLost, is_lost
+from workers.backends.device_faults import DeviceLost, is_lost, is_out_of_memory
 from workers.backends.handlers import HandlerPackage
 from workers.backends.pipeline import Door, Flight, Pipeline
 from workers.backends.pytorch.cuda import CudaDoor
@@ -189,10 +189,8 @@ def _errors() -> Iterator[None]:
     """The engine's words for what torch says when there is no memory, and no device any more."""
     try:
         yield
-    except torch.OutOfMemoryError as exc:
-        raise MemoryError(str(exc)) from exc
     except RuntimeError as exc:
-        if "can't allocate memory" in str(exc):  # the CPU allocator has no exception class of its own
+        if isinstance(exc, torch.OutOfMemoryError) or is_out_of_memory(exc):
             raise MemoryError(str(exc)) from exc
         if is_lost(exc):
             raise DeviceLost(str(exc)) from exc

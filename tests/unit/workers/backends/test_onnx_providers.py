@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from contracts.specs import ModelSpec
-from workers.backends.device_faults import is_lost
+from workers.backends.device_faults import is_lost, is_out_of_memory
 from workers.backends.onnx_providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -145,3 +145,17 @@ def test_faults_that_end_a_process_are_known_by_their_words(text: str) -> None:
 )
 def test_faults_of_one_batch_are_not_taken_for_the_devices(text: str) -> None:
     assert not is_lost(RuntimeError(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_short"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` …", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+    ],
+)
+def test_a_failed_allocation_is_known_by_its_words(text: str, *, is_short: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) == is_short

@@ -127,6 +127,19 @@ def test_batches_through_the_pipeline_have_the_programs_answers(overlapped: tupl
     assert not backend.is_pipelined
 
 
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_memory_that_a_kernel_or_a_library_asks_for_may_suffice_for_less(tmp_path: Path, text: str) -> None:
+    class Full(HostDoor):
+        def call(self, program: Any, tensors: Sequence[Any]) -> Any:
+            raise RuntimeError(text)
+
+    backend = TorchBackend()
+    backend.load(context(tmp_path))
+    backend.overlap(Full())
+    with pytest.raises(MemoryError, match=text):
+        backend.launch(batch(4), 4, {})
+
+
 def test_brain_floats_keep_their_patterns_through_the_pipeline(tmp_path: Path) -> None:
     backend = TorchBackend()
     backend.load(context(tmp_path, "BF16"))
