@@ -60,7 +60,7 @@ class Batcher:
         worker: str,
     ) -> None:
         """`is_trusted` is asked before an error is answered: the engine of a worker in doubt was perhaps killed under
-        it, and its next owner may still answer OK. What a worker in doubt cannot answer it drops, uncommitted.
+        it, and its next owner may still answer OK. What a worker in doubt cannot answer waits until it knows.
         """
         self._spec = spec
         self._launcher = launcher
@@ -356,7 +356,7 @@ class Batcher:
         if deliveries and self._is_trusted():
             self._failures.failed(deliveries, failed)
         else:
-            self._forget(deliveries)
+            self._put_back(deliveries)
         self.pump()
 
     def _settle(self, delivery: Delivery) -> None:
@@ -374,16 +374,19 @@ class Batcher:
         self._gate.engine_lost()
         for flight in reversed(flights):
             if not self._is_trusted():
-                self._forget(flight.open)
+                self._put_back(flight.open)
                 continue
             self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
             self._failures.try_alone(flight.open)
 
-    def _forget(self, deliveries: Sequence[Delivery]) -> None:
+    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Have them run once more, if their partitions stay: nobody else would read them again."""
         for delivery in deliveries:
             self._suspects.dropped(delivery)
+        for delivery in (leaving := [d for d in deliveries if d.origin.claim.giving]):
             forget(delivery)
             self.queue.settled(delivery)
+        self.queue.put_groups([[d for d in deliveries if d not in leaving]])
 
     def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
