@@ -33,7 +33,7 @@ class Life:
         self.suspects = Suspects(self.journal, lambda: True)
         self.answered, self.buried = answered, buried
 
-    def take(self, claim: Claim, record: Record) -> Delivery | None:
+    def take(self, claim: Claim, record: Record, _moment: Moment | None = None) -> Delivery | None:
         claim.open += 1
         if record.offset in KILLERS:
             raise Death
