@@ -350,11 +350,10 @@ class Batcher:
     def failed(self, failed: Failed) -> None:
         """Find the request that is to blame, or say that the model is."""
         flight = self._in_flight.pop(failed.slot)
-        deliveries, rows = flight.open, flight.rows
         self._launcher.release(failed.slot)
-        if failed.kind == "memory" and rows > 1:
-            self._failures.out_of_memory(rows)
-        if deliveries and self._is_trusted():
+        if failed.kind == "memory" and flight.rows > 1:
+            self._failures.out_of_memory(flight.rows)
+        if (deliveries := flight.open) and self._is_trusted():
             self._failures.failed(deliveries, failed)
         else:
             self._put_back(deliveries)
@@ -374,20 +373,20 @@ class Batcher:
         self._streams.engine_lost()
         self._gate.engine_lost()
         for flight in reversed(flights):
-            if not self._is_trusted():
+            if self._is_trusted():
+                self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
+                self._failures.try_alone(flight.open)
+            else:
                 self._put_back(flight.open)
-                continue
-            self._suspects.lost(flight.open, is_alone=was_alone and len(flight.deliveries) == 1)
-            self._failures.try_alone(flight.open)
 
     def _put_back(self, deliveries: Sequence[Delivery]) -> None:
         """Have them run once more, if their partitions stay: nobody else would read them again."""
         for delivery in deliveries:
             self._suspects.dropped(delivery)
-        for delivery in (leaving := [d for d in deliveries if d.origin.claim.giving]):
-            forget(delivery)
-            self.queue.settled(delivery)
-        self.queue.put_groups([[d for d in deliveries if d not in leaving]])
+            if delivery.origin.claim.giving:
+                forget(delivery)
+                self.queue.settled(delivery)
+        self.queue.put_groups([[d for d in deliveries if not d.origin.claim.giving]])
 
     def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
         """Forget queued requests that the next owner of their partition will read again."""
