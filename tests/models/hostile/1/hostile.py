@@ -70,7 +70,9 @@ def refuse(asked: NDArray[Any], wishes: set[int]) -> None:
     if REFUSE in wishes:
         raise InvalidRequest("this row is no good " * 500_000)
     if NAME in wishes:
-        raise InvalidRows({row: f"wish {int(asked[row])} is not granted" for row in np.flatnonzero(asked == NAME)})
+        raise InvalidRows(
+            {row: f"wish {int(asked[row])} is not granted" for row in np.flatnonzero(asked == NAME).tolist()}
+        )
 
 
 def kill_worker() -> None:
