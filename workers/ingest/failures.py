@@ -21,6 +21,8 @@ from workers.link import Failed, InvalidRow
 
 log = logging.getLogger(__name__)
 
+_MOST_WORDS = 1000  # characters about the rows of a request; steps of jobs carry them on
+
 
 class Failures:
     """Carries out what `isolate` decides, for one model."""
@@ -135,4 +137,4 @@ def _told(delivery: Delivery, rows: Sequence[InvalidRow]) -> str:
     if whole is None and delivery.rows == 1:
         return rows[0].why
     first = 0 if whole is None else whole.first_row(delivery)
-    return "; ".join(f"row {first + invalid.row}: {invalid.why}" for invalid in rows)
+    return "; ".join(f"row {first + invalid.row}: {invalid.why}" for invalid in rows)[:_MOST_WORDS]

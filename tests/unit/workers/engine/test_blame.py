@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,23 @@ def slots(tmp_path: Path) -> Iterator[SlotFile]:
     slots.close()
 
 
-def loaded(slots: SlotFile, folder: Path, code: str, **fields: Any) -> LoadedModel:
-    python_model(folder / "1", "from headrace import InvalidRequest, InvalidRows\n" + code, **fields)
-    spec = spec_in(folder / "1")
-    return LoadedModel.load(ModelToLoad("m@1", spec.model_dump_json(), str(folder / "1"), allow_code=True), slots, 1)
+Loaded = Callable[..., LoadedModel]
+
+
+@pytest.fixture
+def loaded(slots: SlotFile, tmp_path: Path) -> Iterator[Loaded]:
+    """Loads a model of some code, closed afterwards."""
+    models: list[LoadedModel] = []
+
+    def load(code: str, **fields: Any) -> LoadedModel:
+        folder = python_model(tmp_path / "1", "from headrace import InvalidRequest, InvalidRows\n" + code, **fields)
+        model = ModelToLoad("m@1", spec_in(folder).model_dump_json(), str(folder), allow_code=True)
+        models.append(LoadedModel.load(model, slots, 1))
+        return models[-1]
+
+    yield load
+    for model in models:
+        model.close()
 
 
 def batch(slots: SlotFile, rows: int, steps: tuple[SequenceStep, ...] = ()) -> Batch:
@@ -141,7 +154,7 @@ def batch(slots: SlotFile, rows: int, steps: tuple[SequenceStep, ...] = ()) -> B
 
 
 def test_a_handler_names_the_rows_that_it_refuses_and_nothing_is_logged_of_it(
-    slots: SlotFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    slots: SlotFile, loaded: Loaded, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = """
 class Model:
@@ -151,20 +164,20 @@ class Model:
             raise InvalidRows(faults)
         return {"y": inputs["x"]}
 """
-    model = loaded(slots, tmp_path, code)
+    model = loaded(code)
     assert model.run(batch(slots, 4)) == Failed(0, 9, "invalid", "", (InvalidRow(2, "4 is odd"),))
     assert isinstance(model.run(batch(slots, 2)), Done)
     assert not caplog.records
 
 
-def test_a_generator_may_refuse_a_row_after_its_first_part(slots: SlotFile, tmp_path: Path) -> None:
+def test_a_generator_may_refuse_a_row_after_its_first_part(slots: SlotFile, loaded: Loaded) -> None:
     code = """
 class Model:
     def infer(self, inputs):
         yield {"y": inputs["x"]}
         raise InvalidRows({1: "too long"})
 """
-    model, parts = loaded(slots, tmp_path, code, streaming=True), list[Part]()
+    model, parts = loaded(code, streaming=True), list[Part]()
 
     def exchange(part: Part) -> Continue:
         parts.append(part)
@@ -175,7 +188,7 @@ class Model:
     assert answer == Failed(0, 9, "invalid", "", (InvalidRow(1, "too long"),))
 
 
-def test_a_refused_step_of_a_sequence_leaves_the_states_as_they_were(slots: SlotFile, tmp_path: Path) -> None:
+def test_a_refused_step_of_a_sequence_leaves_the_states_as_they_were(slots: SlotFile, loaded: Loaded) -> None:
     code = """
 class Model:
     def infer(self, inputs, sequences):
@@ -185,7 +198,7 @@ class Model:
             raise InvalidRequest("not twice")
         return {"y": inputs["x"] * 0 + [[step.state] for step in sequences]}
 """
-    model = loaded(slots, tmp_path, code, sequences={}, outputs=[{"name": "y", "datatype": "FP64", "shape": [-1, 2]}])
+    model = loaded(code, sequences={}, outputs=[{"name": "y", "datatype": "FP64", "shape": [-1, 2]}])
     first, then = ([SequenceStep(name, start=start) for name in ("good", "bad")] for start in (True, False))
     assert isinstance(model.run(batch(slots, 2, tuple(first))), Done)
     assert model.run(batch(slots, 2, tuple(then))) == Failed(0, 9, "invalid", "not twice")

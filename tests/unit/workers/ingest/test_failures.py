@@ -115,6 +115,14 @@ def test_a_part_of_a_request_that_was_split_ends_the_whole_and_counts_its_rows(w
     assert world.groups() == []
 
 
+def test_what_is_said_of_many_rows_is_cut(world: World) -> None:
+    batch = requests(8)
+    world.fails(batch, "invalid", *((row, "x" * 500) for row in range(8)))
+    ((_, _, message),) = world.told
+    assert message.startswith(f"row 0: {'x' * 500}; row 1: x")
+    assert len(message) == 1000
+
+
 def test_when_every_row_is_named_nothing_runs_again(world: World) -> None:
     batch = requests(1, 2, 1)
     world.fails(batch, "invalid", *((row, "no") for row in range(4)))
