@@ -353,10 +353,10 @@ class Batcher:
         self._launcher.release(failed.slot)
         if failed.kind == "memory" and flight.rows > 1:
             self._failures.out_of_memory(flight.rows)
-        if (deliveries := flight.open) and self._is_trusted():
-            self._failures.failed(deliveries, failed)
+        if flight.open and self._is_trusted():
+            self._failures.failed(flight, failed)
         else:
-            self._put_back(deliveries)
+            self._put_back(flight.open)
         self.pump()
 
     def _settle(self, delivery: Delivery) -> None:
