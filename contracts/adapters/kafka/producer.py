@@ -21,6 +21,7 @@ from contracts.adapters.kafka.connection import (
     STOP_SECONDS,
     Ack,
     AckUnknown,
+    Header,
     Outgoing,
     Partition,
     TopicMissing,
@@ -103,7 +104,7 @@ class Producer:
         topic: str,
         partition: int,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Sequence[Header],
         key: bytes | None = None,
     ) -> asyncio.Future[Any]:
         """Queue a record and return the future of its acknowledgement; suspends only while the queue is full.
@@ -220,7 +221,7 @@ class Producer:
         topic: str,
         partition: int,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Sequence[Header],
         key: bytes | None = None,
         *,
         timeout_seconds: float = 30.0,
