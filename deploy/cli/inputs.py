@@ -158,7 +158,11 @@ def parse_json(text: str, spec: Asked) -> tuple[Arrays, dict[str, Any]]:
         except (TypeError, ValueError) as exc:
             msg = f"the data of {name} does not fit its shape: {exc}"
             raise ConfigurationError(msg) from exc
-    return arrays, dict(content.get("parameters") or {})
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        msg = 'the JSON "parameters" must be an object: {"parameters": {"k": 3}}'
+        raise ConfigurationError(msg)
+    return arrays, parameters
 
 
 def response_json(response: Response) -> dict[str, Any]:
