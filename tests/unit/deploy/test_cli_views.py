@@ -24,10 +24,11 @@ from contracts.messages import (
     ran_after,
 )
 from contracts.names import ModelVersion
-from contracts.tensors import Tensor
+from contracts.tensors import Ref, Tensor
 from deploy.cli.app import run
 from deploy.cli.inputs import response_text
-from deploy.cli.inspection import chained_plan
+from deploy.cli.inspection import chained_plan, shown_tensor
+from deploy.cli.inspection import render as inspected
 from deploy.cli.timeline import describe, lines_of
 from deploy.cli.trace import render
 
@@ -124,6 +125,14 @@ def test_only_steps_of_chained_pipelines_can_be_inspected() -> None:
         chained_plan(state, "digits")
     with pytest.raises(ConfigurationError, match="p@1 is fused"):
         chained_plan(state, "p@1")
+
+
+@pytest.mark.parametrize(("datatype", "shape"), [("FP32", (2, 2)), ("BYTES", (2,))])
+def test_a_tensor_that_lies_in_the_store_is_shown_by_its_size(datatype: str, shape: tuple[int, ...]) -> None:
+    stored = shown_tensor(Tensor("x", datatype, shape, ref=Ref("0" * 64, 16)))
+    assert stored == {"datatype": datatype, "shape": list(shape), "stored_bytes": 16}
+    request = {"job": "j", "branch": "", "what": "request", "where": "t/0/1", "inputs": {"x": stored}, "outputs": None}
+    assert inspected([request]).splitlines()[-1] == f"  in   x  {datatype} {list(shape)}  16 bytes in the store"
 
 
 @pytest.mark.parametrize(
