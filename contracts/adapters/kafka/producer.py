@@ -68,12 +68,16 @@ class Producer:
         """Send what is pending, for at most a few seconds, and disconnect; idempotent."""
         producer, self._producer = self._producer, None
         direct, self._direct = self._direct, None
+        is_stopped = False
         if producer is not None:
             with contextlib.suppress(*FAILURES):
                 async with asyncio.timeout(STOP_SECONDS):
                     await producer.stop()
+                    is_stopped = True
         if direct is not None:
             await direct.close()
+            if not is_stopped:
+                await direct.abandon(STOP_SECONDS)
 
     async def rebuild(self) -> None:
         """Start over with a new producer identity; records not acknowledged so far must be sent again."""
