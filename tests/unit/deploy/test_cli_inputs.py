@@ -40,6 +40,20 @@ def test_a_value_gets_the_type_of_the_model() -> None:
     assert array.tolist() == [[1.0, 2.0]]
 
 
+@pytest.mark.parametrize("value", [[[1.5]], [[300]], [[-1]], [[float("nan")]]])
+def test_numbers_are_not_made_others_to_fit_the_model(tmp_path: Path, value: list[list[float]]) -> None:
+    small = spec({"name": "x", "datatype": "UINT8", "shape": [-1, 1]})
+    np.save(tmp_path / "x.npy", np.array(value))
+    for argument in (f"x={json.dumps(value)}", f"x=@{tmp_path / 'x.npy'}"):
+        with pytest.raises(ConfigurationError, match=r"UINT8"):
+            parse_inputs([argument], small)
+    np.save(tmp_path / "x.npy", np.array([[2.0]]))
+    for argument in ("x=[[2.0]]", f"x=@{tmp_path / 'x.npy'}"):
+        array = np.asarray(parse_inputs([argument], small)["x"])
+        assert array.dtype == np.uint8
+        assert array.tolist() == [[2]]
+
+
 def test_the_name_may_be_left_out_where_there_is_one_input() -> None:
     assert np.asarray(parse_inputs(["[[1, 2]]"], spec(_x))["x"]).shape == (1, 2)
     with pytest.raises(ConfigurationError, match="say which input it is"):
