@@ -28,16 +28,13 @@ if TYPE_CHECKING:
 else:
     Partition = TopicPartition
 
-LOG_APPEND_TIME = 1
-"""`Record.timestamp_type` of a stamp that the broker set."""
-
 
 Header = tuple[str, bytes | None]
 """A header's name and value; Kafka knows values that are null, so anybody may send one."""
 
 
 class Record(Struct, gc=False):
-    """A record as it was read; `timestamp` is in Unix milliseconds."""
+    """A record as it was read; `timestamp` is in Unix milliseconds, `timestamp_type` 1 where the broker set it."""
 
     topic: str
     partition: int

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contracts.adapters.kafka import LOG_APPEND_TIME, Record
+from contracts.adapters.kafka import Record
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.codec import encode_headers, encode_response, encode_step, encode_stream_headers
 from contracts.errors import ConfigurationError, InternalError, InvalidRequest, ModelNotFound
@@ -36,7 +36,7 @@ RECEIPT = Receipt(worker="w-1", device="cpu", batch_rows=4, queued_us=2000, batc
 
 
 def record(topic: str, at_ms: int, headers: Sequence[tuple[str, bytes]], value: bytes | None = b"") -> Record:
-    return Record(topic, 0, 0, at_ms, LOG_APPEND_TIME, None, value, headers)
+    return Record(topic, 0, 0, at_ms, 1, None, value, headers)
 
 
 def answered(asked: Record) -> dict[str, Any]:

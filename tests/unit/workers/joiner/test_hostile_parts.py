@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contracts.adapters.kafka import LOG_APPEND_TIME, Record
+from contracts.adapters.kafka import Record
 from contracts.messages import Hop, RequestHeaders
 from contracts.parts import MarkerBody, PartBody, PartHeaders, PartKind, encode_part
 from contracts.plans import Answer, Plan
@@ -57,7 +57,7 @@ def part(
     hop = Hop("job", plan.digest, str(plan.pipeline), join, branch)
     headers = PartHeaders(RequestHeaders(f"{source}>{join}", None, 10_000, hop=hop), hop, kind, source)
     value = encode_part(body or PartBody(ROW))
-    return arrival_of(headers, Record("headrace.joins.any.1", 0, offset, NOW, LOG_APPEND_TIME, None, value, ()), plan)
+    return arrival_of(headers, Record("headrace.joins.any.1", 0, offset, NOW, 1, None, value, ()), plan)
 
 
 def width(count: Any) -> Arrival | None:
