@@ -23,7 +23,7 @@ from tests.e2e.fleet_kit import apply
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
-RAISE, SLOW, HANG = 1, 2, 3
+RAISE, SLOW, HANG, FLAKY, REFUSE = 1, 2, 3, 4, 5
 
 CHAIN = """
 name: chain
