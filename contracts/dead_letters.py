@@ -28,7 +28,7 @@ REDRIVEN = "redriven"
 Reason = Literal["poison", "invalid", "unroutable"]
 REASONS: tuple[Reason, ...] = ("poison", "invalid", "unroutable")
 
-Pairs = Sequence[tuple[str, bytes]]
+Pairs = Sequence[tuple[str, bytes | None]]
 
 
 class Undertaker(msgspec.Struct, frozen=True):
@@ -59,18 +59,18 @@ class DeadLetter(msgspec.Struct, frozen=True):
     is_cut: bool
     """The body was too large to be kept; the request's topic still has it until its retention ends."""
     redriven: int
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     body: bytes
 
     @property
     def job(self) -> str:
         """The job that it is a step of, by the id that its caller knows; "" when it is none."""
         found = dict(self.headers)
-        return found.get("job", b"").decode(errors="replace") if found.get("step") else ""
+        return (found.get("job") or b"").decode(errors="replace") if found.get("step") else ""
 
 
 def dead_headers(
-    own: Iterable[tuple[str, bytes]],
+    own: Iterable[tuple[str, bytes | None]],
     by: Undertaker,
     *,
     reason: Reason,
@@ -78,9 +78,9 @@ def dead_headers(
     source: str,
     time_ms: int,
     attempts: int = 0,
-) -> list[tuple[str, bytes]]:
+) -> list[tuple[str, bytes | None]]:
     """The headers of a dead letter for a record with these headers of its own."""
-    found = [(name, value) for name, value in own if not name.startswith(PREFIX)]
+    found: list[tuple[str, bytes | None]] = [(name, value) for name, value in own if not name.startswith(PREFIX)]
     found += [
         ("dead-reason", reason.encode()),
         ("dead-message", _cut(message)),
@@ -97,7 +97,7 @@ def dead_headers(
     return found
 
 
-def without_body(headers: Pairs, size: int) -> list[tuple[str, bytes]]:
+def without_body(headers: Pairs, size: int) -> list[tuple[str, bytes | None]]:
     """The headers of a dead letter whose body does not fit into a record together with them."""
     return [*headers, ("dead-size", b"%d" % size)]
 
@@ -134,13 +134,13 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0  # noqa: PLR2004 - 64 bits
 
 
-def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | None) -> list[tuple[str, bytes]]:
+def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | None) -> list[tuple[str, bytes | None]]:
     """The headers under which a dead letter is sent again: its own id, a new count of attempts, a new time to live.
 
     `ttl_ms` None keeps the time to live that the request was given first; `version` replaces the one that it names. A
     step's job gets at least the time that the step gets.
     """
-    first = dict(letter.headers).get("retry-ttl", b"")  # a retry carries only what was left of its time to live
+    first = dict(letter.headers).get("retry-ttl") or b""  # a retry carries only what was left of its time to live
     if ttl_ms is None and first.isdigit():
         ttl_ms = int(first)
     replaced = {"attempt", REDRIVEN} | ({"ttl"} if ttl_ms is not None else set())
@@ -148,7 +148,7 @@ def redrive_headers(letter: DeadLetter, *, ttl_ms: int | None, version: int | No
     for name, value in letter.headers:
         if name in replaced or name.startswith("retry-"):
             continue
-        if name == "job-ttl" and ttl_ms is not None and value.isdigit():
+        if name == "job-ttl" and ttl_ms is not None and value is not None and value.isdigit():
             value = b"%d" % max(ttl_ms, int(value))  # noqa: PLW2901 - what was left of it then says nothing now
         kept.append((name, b"%d" % version if name == "version" and version is not None else value))
     if ttl_ms is not None:

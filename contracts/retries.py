@@ -24,7 +24,7 @@ _PREFIX = "retry-"
 _TTLS = ("ttl", "job-ttl")
 _MAX_MESSAGE = 300
 
-Pairs = Sequence[tuple[str, bytes]]
+Pairs = Iterable[tuple[str, bytes | None]]
 
 
 class Home(NamedTuple):
@@ -43,7 +43,7 @@ def next_delay(attempt: int, left_seconds: float, delays: Sequence[float] = DELA
 
 
 def retry_headers(
-    own: Iterable[tuple[str, bytes]],
+    own: Pairs,
     *,
     attempt: int,
     left_ms: int,
@@ -52,7 +52,7 @@ def retry_headers(
     source: str,
     first_ms: int,
     job_left_ms: int | None = None,
-) -> list[tuple[str, bytes]]:
+) -> list[tuple[str, bytes | None]]:
     """The headers of the copy of a request whose attempt number `attempt` failed."""
     pairs = list(own)
     known = dict(pairs)
@@ -67,24 +67,24 @@ def retry_headers(
         ("retry-message", message[:_MAX_MESSAGE].encode(errors="replace")),
         ("retry-source", source.encode()),
         ("retry-first", known.get("retry-first") or b"%d" % first_ms),
-        ("retry-ttl", known.get("retry-ttl") or known.get("ttl", b"")),
+        ("retry-ttl", known.get("retry-ttl") or known.get("ttl") or b""),
     ]
 
 
-def forward_headers(own: Iterable[tuple[str, bytes]], waited_ms: int) -> list[tuple[str, bytes]]:
+def forward_headers(own: Pairs, waited_ms: int) -> list[tuple[str, bytes | None]]:
     """The headers of a retry that goes back after `waited_ms` in its topic."""
     return [(name, b"%d" % max(0, _number(value) - waited_ms) if name in _TTLS else value) for name, value in own]
 
 
-def home_of(own: Iterable[tuple[str, bytes]]) -> Home | None:
+def home_of(own: Pairs) -> Home | None:
     """Where a retry came from; None when it does not say."""
     for name, value in own:
         if name == "retry-source":
-            place, _, _ = value.decode(errors="replace").rpartition("/")
+            place, _, _ = (value or b"").decode(errors="replace").rpartition("/")
             topic, _, partition = place.rpartition("/")
             return Home(topic, int(partition)) if topic and partition.isdecimal() else None
     return None
 
 
-def _number(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() and len(raw) <= 12 else 0  # noqa: PLR2004 - as the codec has it
+def _number(raw: bytes | None) -> int:
+    return int(raw) if raw is not None and raw.isdigit() and len(raw) <= 12 else 0  # noqa: PLR2004 - as the codec has it

@@ -91,9 +91,12 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     def to_numpy(self) -> npt.NDArray[Any]:
         """The tensor as an array (shape `self.shape`); a read-only view of the data unless the datatype is BYTES.
 
-        Raises InvalidRequest when the shape, the datatype and the number of bytes contradict each other.
+        Raises InvalidRequest when the shape, the datatype and the number of bytes contradict each other, and when the
+        bytes are elsewhere.
         """
         fault = check_tensor(self)
+        if fault is None and self.ref is not None:
+            fault = f"tensor {self.name!r} is a reference to {self.ref.size} bytes, which were not read"
         if fault:
             raise InvalidRequest(fault)
         if self.datatype == BYTES:

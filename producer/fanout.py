@@ -36,16 +36,18 @@ class FanOut:
         self._freed = asyncio.Event()
 
     async def feed(
-        self, inputs: Iterable[_T] | AsyncIterable[_T], send: Callable[[_T], Awaitable[Sent]], model: str
+        self, inputs: Iterable[_T] | AsyncIterable[_T], send: Callable[[_T], Awaitable[Sent]], model: str, version: int
     ) -> None:
-        """Send every input as room allows. An input that is refused becomes a response that says so."""
+        """Send every input as room allows. An input that is refused becomes a response that says so, of the model and
+        version that were asked; 0 is a version that the route decides.
+        """
         try:
             taken = 0
             async for item in _each(inputs):
                 while self._held >= self._limit:
                     self._freed.clear()
                     await self._freed.wait()
-                self._hold(await _send(item, send, model))
+                self._hold(await _send(item, send, model, version))
                 taken += 1
                 if taken % _BREATH == 0:
                     await asyncio.sleep(0)
@@ -80,7 +82,7 @@ class FanOut:
         self._filled.set()
 
 
-async def _send(item: _T, send: Callable[[_T], Awaitable[Sent]], model: str) -> Sent:
+async def _send(item: _T, send: Callable[[_T], Awaitable[Sent]], model: str, version: int) -> Sent:
     while True:
         try:
             return await send(item)
@@ -89,7 +91,7 @@ async def _send(item: _T, send: Callable[[_T], Awaitable[Sent]], model: str) -> 
         except RequestError as exc:
             refused: Sent = asyncio.get_running_loop().create_future()
             detail = ErrorDetail(str(exc), retryable=exc.retryable)
-            refused.set_result(Response("", status_of(exc), model, 0, error=detail))
+            refused.set_result(Response("", status_of(exc), model, version, error=detail))
             return refused
 
 

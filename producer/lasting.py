@@ -164,7 +164,9 @@ class LastingCalls:
             under_way[waiter.id] = waiter
             return future
 
-        feeder = asyncio.get_running_loop().create_task(run.feed(inputs, send, model), name="headrace.client.map")
+        name, _, number = model.partition("@")
+        known = version or (int(number) if number.isdecimal() else 0)
+        feeder = asyncio.get_running_loop().create_task(run.feed(inputs, send, name, known), name="headrace.client.map")
         try:
             while (response := await run.next()) is not None:
                 under_way.pop(response.id, None)

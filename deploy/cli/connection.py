@@ -39,8 +39,8 @@ def find_environment(data: Path | None) -> dict[str, str]:
     found = read_stack_file(folder.expanduser())
     if found is None:
         msg = (
-            f"no stack runs on {folder}: start one with `headrace up`"
-            f"{f' --data {data}' if data else ''}, or set {' and '.join(_NEEDED)}"
+            f"no stack runs on {folder}: start one with `headrace up{f' --data {data}' if data else ''}`, "
+            f"or set {' and '.join(_NEEDED)}"
         )
         raise ConfigurationError(msg)
     return found.environment if data is not None else found.environment | given

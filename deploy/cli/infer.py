@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from contracts.specs import ModelSpec
     from producer.client import InferenceClient
 
+_IN_FLIGHT = 16
 _INBOX = {"name": "cli", "partitions": 16}
 
 
@@ -51,8 +52,8 @@ def infer(  # noqa: PLR0913 - each is an option
     ] = "",
     per_row: Annotated[bool, typer.Option("--per-row", help="Ask for each row by itself, many at a time.")] = False,
     in_flight: Annotated[
-        int, typer.Option("--in-flight", metavar="N", min=1, help="With --per-row: how many at a time.")
-    ] = 16,
+        int | None, typer.Option("--in-flight", metavar="N", min=1, help="With --per-row: how many at a time (16).")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the parts of the answer as they come.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -69,12 +70,15 @@ def infer(  # noqa: PLR0913 - each is an option
     if stream and (per_row or output):
         msg = "--stream prints one answer as it comes; leave out --per-row and --output"
         raise ConfigurationError(msg)
+    if in_flight is not None and not per_row:
+        msg = "--in-flight is about the requests of --per-row; without it there is one"
+        raise ConfigurationError(msg)
     text = _read(input_json) if input_json else ""
     asking = _Asking(connection.load(data), model, inputs or [], text, ttl, priority)
     if stream:
         connection.run(_stream(asking, as_json=json))
     elif per_row:
-        connection.run(_rows(asking, in_flight, output=output, as_json=json))
+        connection.run(_rows(asking, in_flight or _IN_FLIGHT, output=output, as_json=json))
     else:
         _one(asking, output=output, as_json=json)
 

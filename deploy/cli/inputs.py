@@ -97,16 +97,25 @@ def as_array(value: Any, name: str, datatype: str | None) -> npt.ArrayLike:
     if datatype == BYTES:
         return np.array(value, dtype=object)
     try:
-        return np.array(value, dtype=None if datatype is None else numpy_type(datatype))
+        made = np.array(value, dtype=None if datatype is None else numpy_type(datatype))
     except (TypeError, ValueError, KeyError, OverflowError) as exc:
         msg = f"the value of {name} cannot be made an array of {datatype}: {exc}"
         raise ConfigurationError(msg) from exc
+    return _kept(made, np.asarray(value), f"the value of {name}", datatype)
+
+
+def _kept(made: npt.NDArray[Any], given: npt.NDArray[Any], what: str, datatype: str | None) -> npt.NDArray[Any]:
+    """What was made of numbers. Raises ConfigurationError when they are others as whole numbers of that type."""
+    if made.dtype.kind in "iu" and given.dtype.kind in "fiu" and not np.array_equal(made, given):
+        msg = f"{what} has numbers that {datatype} cannot hold"
+        raise ConfigurationError(msg)
+    return made
 
 
 def load_array(path: Path, datatype: str | None) -> npt.ArrayLike:
     """An array from a .npy file; of BYTES, any other file is the one element itself.
 
-    Real numbers are brought to the model's type, which is what a person means.
+    Real numbers are brought to the model's type, which is what a person means, unless that would make others of them.
     """
     if datatype == BYTES and path.suffix != ".npy":
         return _whole(path)
@@ -119,7 +128,8 @@ def load_array(path: Path, datatype: str | None) -> npt.ArrayLike:
         msg = f"{path} holds several arrays; save one of them with numpy.save"
         raise ConfigurationError(msg)
     if datatype not in (None, BYTES) and array.dtype.kind in "fiu":
-        return array.astype(numpy_type(str(datatype)))
+        with np.errstate(invalid="ignore"):  # it is told below
+            return _kept(array.astype(numpy_type(str(datatype))), array, str(path), datatype)
     return array
 
 
@@ -158,7 +168,11 @@ def parse_json(text: str, spec: Asked) -> tuple[Arrays, dict[str, Any]]:
         except (TypeError, ValueError) as exc:
             msg = f"the data of {name} does not fit its shape: {exc}"
             raise ConfigurationError(msg) from exc
-    return arrays, dict(content.get("parameters") or {})
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        msg = 'the JSON "parameters" must be an object: {"parameters": {"k": 3}}'
+        raise ConfigurationError(msg)
+    return arrays, parameters
 
 
 def response_json(response: Response) -> dict[str, Any]:

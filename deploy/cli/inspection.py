@@ -169,12 +169,14 @@ def _bound(plan: Plan, step: str, inputs: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def shown_tensor(tensor: Tensor) -> dict[str, Any]:
-    """A tensor as plain data; of a large one, its beginning."""
+    """A tensor as plain data; of a large one, its beginning, or how many bytes of it lie in the store."""
     try:
         elements = tensor.to_numpy().ravel()
     except InvalidRequest:  # its content was left elsewhere, or it contradicts itself
         elements = None
     found: dict[str, Any] = {"datatype": tensor.datatype, "shape": list(tensor.shape)}
+    if tensor.ref is not None:
+        found["stored_bytes"] = tensor.ref.size
     if elements is not None:
         values = elements[:_SHOWN_ELEMENTS].tolist()
         found["data"] = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
@@ -196,4 +198,6 @@ def render(shown: Iterable[dict[str, Any]]) -> str:
 
 def _line(name: str, tensor: dict[str, Any]) -> str:
     values = ", ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in tensor.get("data", []))
+    if "stored_bytes" in tensor:
+        values = f"{tensor['stored_bytes']:,} bytes in the store"
     return f"{name}  {tensor['datatype']} {tensor['shape']}  {values}{', …' if tensor.get('is_cut') else ''}"

@@ -137,7 +137,9 @@ def letter_json(letter: DeadLetter, *, with_body: bool = False) -> dict[str, Any
         "is_cut": letter.is_cut,
     }
     if with_body:
-        found["headers"] = [[name, value.decode(errors="replace")] for name, value in letter.headers]
+        found["headers"] = [
+            [name, None if value is None else value.decode(errors="replace")] for name, value in letter.headers
+        ]
         found["body_base64"] = base64.b64encode(letter.body).decode()
         found["tensors"] = _tensors(letter)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import typer
 
 from contracts.errors import ConfigurationError
 from deploy.cli.inputs import Arrays, outputs_text, response_json
-from deploy.cli.output import console, print_json_line
+from deploy.cli.output import console, print_json_line, say
 from deploy.cli.outputs_file import OutputsFile
 
 if TYPE_CHECKING:
@@ -68,18 +68,21 @@ async def ask_rows(
     )
     with OutputsFile(output) as file, _bar(str(key), len(rows)) as advance:
         row = 0
-        async for response in answers:
-            file.add(response)
-            if response.error is not None:
-                failed += 1
-                if failed <= _SHOWN_ERRORS:
-                    say_error(row, response)
-            if as_json:
-                print_json_line(response_json(response))
-            elif not output and response.error is None:
-                print(f"row {row}\n{outputs_text(response)}")
-            advance()
-            row += 1
+        async with aclosing(answers):
+            async for response in answers:
+                file.add(response)
+                if response.error is not None:
+                    failed += 1
+                    if failed <= _SHOWN_ERRORS:
+                        say_error(row, response)
+                if as_json:
+                    print_json_line(response_json(response))
+                elif not output and response.error is None:
+                    print(f"row {row}\n{outputs_text(response)}")
+                advance()
+                row += 1
+    if failed > _SHOWN_ERRORS:
+        say(f"{failed - _SHOWN_ERRORS:,} more failed")
     if not as_json:
         print(_summary(key, len(rows), failed, time.monotonic() - started))
     if failed:
@@ -95,7 +98,7 @@ def say_error(row: int, response: Response) -> None:
 def _summary(key: ModelVersion, rows: int, failed: int, seconds: float) -> str:
     unit = "row" if rows == 1 else "rows"
     answered = f"{rows - failed:,} of {rows:,} {unit}" if failed else f"{rows:,} {unit}"
-    rate = rows / max(seconds, 1e-9)
+    rate = (rows - failed) / max(seconds, 1e-9)
     return f"{key} answered {answered} in {seconds:.1f} s, {rate:,.{0 if rate >= _FAST else 1}f} a second"
 
 

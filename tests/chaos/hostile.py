@@ -106,7 +106,7 @@ async def crash_poison(fleet: Fleet, repeats: int, in_flight: int) -> Figures:
     seconds = time.monotonic() - started
     figures = _judged(judge, requests, 4)
     letters = await _letters(fleet, before, 4)
-    attempts = [int(dict(letter.headers)["dead-attempts"]) for letter in fleet.dead[before:]]
+    attempts = [int(dict(letter.headers)["dead-attempts"] or 0) for letter in fleet.dead[before:]]
     return {
         **figures,
         "dead_letters": letters,

@@ -298,7 +298,7 @@ async def test_a_row_that_takes_the_whole_worker_down_is_put_aside_by_the_third_
     assert response.status is Status.POISON
     letter = await fleet.letter_of(name)
     assert dict(letter.headers)["dead-attempts"] == b"3"
-    assert b"3 workers ended" in dict(letter.headers)["dead-message"]
+    assert b"3 workers ended" in (dict(letter.headers)["dead-message"] or b"")
     assert letter.value == body(KILL_WORKER)
     await fleet.good()
 

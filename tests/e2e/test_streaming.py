@@ -124,7 +124,10 @@ async def test_whoever_does_not_stream_gets_all_parts_as_one_response(counting: 
 
 async def test_a_request_of_two_rows_is_refused(counting: Counting) -> None:
     both = {"plan": np.zeros((2, 4), np.int64)}
-    with pytest.raises(InvalidRequest, match="takes 1 to 1 in a request"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"2 rows; counter@1 takes 1 row in a request: make a request of each row \(headrace infer --per-row",
+    ):
         await anext(counting.client.stream("counter@1", both))
 
 

@@ -15,7 +15,7 @@ from workers.draining import metrics
 from workers.draining.publisher import Publisher
 
 Then = Callable[[object], None]
-Pairs = list[tuple[str, bytes]]
+Pairs = list[tuple[str, bytes | None]]
 
 
 class Graves:

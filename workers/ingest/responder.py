@@ -301,7 +301,7 @@ class Responder:
     def _divert(self, undelivered: tuple[Origin, Outgoing]) -> None:
         """The reply partition takes nothing: have the request carried out again later, whatever its answer is then."""
         (origin, response), record = undelivered, undelivered[0].record
-        ttl = dict(record.headers).get("ttl", b"%d" % DEFAULT_TTL_MS)
+        ttl = dict(record.headers).get("ttl") or b""
         waited_ms = max(0, self._clock.unix_ms() - record.timestamp)
         headers = retry_headers(
             record.headers,

@@ -59,8 +59,7 @@ class Validator:
                 self._check_tensor(tensor, spec, rows)
                 is_remote |= tensor.ref is not None
         if not 1 <= rows <= self._max_rows:
-            msg = f"{rows} rows; {self._spec.key} takes 1 to {self._max_rows} in a request"
-            raise InvalidRequest(msg)
+            raise InvalidRequest(self._misfit(rows))
         if self._reject_nan and not is_remote:
             self._check_finite(inputs)
         if self._fixed and not body.parameters:
@@ -70,6 +69,12 @@ class Validator:
             tails = (expected[2] for expected in self._expected)
             shapes = tuple(padded_tail(tail, shape, self._lengths) for tail, shape in zip(tails, shapes, strict=True))
         return Checked(inputs, rows, (shapes, _parameters_key(body.parameters)), is_remote)
+
+    def _misfit(self, rows: int) -> str:
+        """Why a request with so many rows is none, and what to do instead."""
+        most = self._max_rows
+        takes = f"{rows} rows; {self._spec.key} takes {'1 row' if most == 1 else f'1 to {most}'} in a request"
+        return f"{takes}: make a request of each row (headrace infer --per-row, client.map)" if rows > most else takes
 
     def check_content(self, inputs: tuple[Tensor, ...]) -> None:
         """The rest of `check` for a request whose data came later; raises InvalidRequest."""

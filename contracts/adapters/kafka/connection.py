@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
+from msgspec import Struct
 
 from contracts.errors import InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
@@ -28,7 +29,11 @@ else:
     Partition = TopicPartition
 
 
-class Record(Protocol):
+Header = tuple[str, bytes | None]
+"""A header's name and value; Kafka knows values that are null, so anybody may send one."""
+
+
+class Record(Struct, gc=False):
     """A record as it was read; `timestamp` is in Unix milliseconds, `timestamp_type` 1 where the broker set it."""
 
     topic: str
@@ -38,10 +43,10 @@ class Record(Protocol):
     timestamp_type: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[Header]
 
 
-Outgoing = tuple[bytes | None, Sequence[tuple[str, bytes]]] | tuple[bytes | None, Sequence[tuple[str, bytes]], bytes]
+Outgoing = tuple[bytes | None, Sequence[Header]] | tuple[bytes | None, Sequence[Header], bytes]
 """A record's value and headers, and its key if it has one, on their way out."""
 
 

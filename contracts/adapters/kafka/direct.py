@@ -11,7 +11,9 @@ number.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -39,14 +41,35 @@ class Direct:
         self._queue = producer._message_accumulator
         self._loop = asyncio.get_running_loop()
         self._attempts: set[asyncio.Task[None]] = set()
-        self._is_flushing = False
+        self._is_flushing = self._is_closed = False
 
     async def close(self) -> None:
         """Give up what is not acknowledged."""
+        self._is_closed = True  # or the end of an attempt would begin the next
         attempts = list(self._attempts)
         for attempt in attempts:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def abandon(self, seconds: float) -> None:
+        """End what a `stop` of the library that was cut off has left, each part in at most so long.
+
+        While something is pending it gets neither to its task nor to its connections: they would stay for good, and
+        send what is pending once the broker is back.
+        """
+        queue = self._queue
+        pending = [*queue._pending_batches, *chain.from_iterable(queue._batches.values())]
+        queue.fail_all(kafka_errors.KafkaConnectionError("the producer is closed"))
+        for future in chain.from_iterable((batch.future, batch._drain_waiter) for batch in pending):
+            if not future.cancelled():
+                future.exception()  # who waits for it hears of it; that nobody may be left to is no reason to complain
+        for connection in list(self._client._conns.values()):
+            if connection.connected():
+                connection._writer.transport.abort()  # what is still to be written would be waited for
+        for end in (self._sender.close, self._client.close):
+            with contextlib.suppress(kafka_errors.KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await end()
 
     def send(self, builder: Any, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
         """Send a batch and return the future of its acknowledgement: at once when nothing else is to be sent in this
@@ -113,7 +136,7 @@ class Direct:
         finally:
             self._sender._in_flight.discard(leader)
             self._sender._muted_partitions.difference_update(batches)
-            if self._queue._batches:
+            if self._queue._batches and not self._is_closed:
                 self._flush()
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 from aiokafka import errors as kafka_errors
 from aiokafka.record.memory_records import MemoryRecords
-from msgspec import Struct
 
 from contracts.adapters.kafka import wire
-from contracts.adapters.kafka.connection import MAX_REQUEST_BYTES, Partition
+from contracts.adapters.kafka.connection import MAX_REQUEST_BYTES, Partition, Record
 from contracts.adapters.kafka.framing import hear_at_once
 
 log = logging.getLogger(__name__)
@@ -32,19 +31,6 @@ _RETRY_SECONDS = 0.1
 _TURNS_FIRST = 2  # the answer that the last records caused, or its reader's next request, leaves before a fetch
 _NOBODY = -1  # the library's number of the leader of a partition that has none
 _fatal = (kafka_errors.OffsetOutOfRangeError, kafka_errors.TopicAuthorizationFailedError)
-
-
-class FetchedRecord(Struct, gc=False):
-    """A record as it was read."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    timestamp_type: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 class _Place:
@@ -58,14 +44,14 @@ class _Place:
         self.forget()
 
     def forget(self) -> None:
-        self.records: Iterator[FetchedRecord] | None = None
+        self.records: Iterator[Record] | None = None
         self.error: Exception | None = None
 
     @property
     def has_more(self) -> bool:
         return self.records is not None or self.error is not None
 
-    def take(self, limit: int | None) -> list[FetchedRecord]:
+    def take(self, limit: int | None) -> list[Record]:
         """Up to `limit` records, or what went wrong."""
         records, error = self.records, self.error
         if error is not None:
@@ -82,7 +68,7 @@ class _Place:
             self.forget()
         return taken
 
-    def decode(self, partition: Partition, data: bytes) -> Iterator[FetchedRecord]:
+    def decode(self, partition: Partition, data: bytes) -> Iterator[Record]:
         """The records from the offset on, which moves along; markers of transactions are left out."""
         topic, number = partition
         batches = MemoryRecords(data)
@@ -96,7 +82,7 @@ class _Place:
                     if offset < self.offset:  # a batch is stored, and sent, as a whole
                         continue
                     self.offset = offset + 1
-                    yield FetchedRecord(
+                    yield Record(
                         topic,
                         number,
                         offset,
@@ -159,7 +145,7 @@ class Fetcher:
 
     async def poll(
         self, partitions: Collection[Partition], limit: int | None, timeout_ms: int
-    ) -> dict[Partition, list[FetchedRecord]]:
+    ) -> dict[Partition, list[Record]]:
         """Take what was fetched, of these partitions or of all, waiting for the first record if there is none."""
         self._wanted = wanted = partitions or self._places
         found = self._take(wanted, limit)
@@ -178,7 +164,7 @@ class Fetcher:
             self._begin_soon()
         return found
 
-    def _take(self, wanted: Collection[Partition], limit: int | None) -> dict[Partition, list[FetchedRecord]]:
+    def _take(self, wanted: Collection[Partition], limit: int | None) -> dict[Partition, list[Record]]:
         found = {}
         for partition in wanted:
             place = self._places.get(partition)

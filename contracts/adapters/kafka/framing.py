@@ -38,8 +38,12 @@ class _Frames(asyncio.Protocol):
     def _gather(self, data: bytes) -> None:
         rest = self._rest
         rest += data
-        while len(rest) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(rest)[0]
+        while len(rest) >= _LENGTH.size and self._connection.connected():
+            (length,) = _LENGTH.unpack_from(rest)
+            if length < 0:  # it would lead backwards, for ever
+                self._give_up(ValueError(f"a frame of {length} bytes"))
+                return
+            end = _LENGTH.size + length
             if len(rest) < end:
                 return
             frame = bytes(memoryview(rest)[_LENGTH.size : end])
@@ -53,8 +57,12 @@ class _Frames(asyncio.Protocol):
         try:
             connection._handle_frame(frame)
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, nothing behind it can be trusted
-            log.warning("an answer of the broker at %s:%s cannot be read: %r", connection.host, connection.port, exc)
-            connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=exc)
+            self._give_up(exc)
+
+    def _give_up(self, exc: Exception) -> None:
+        connection = self._connection
+        log.warning("an answer of the broker at %s:%s cannot be read: %r", connection.host, connection.port, exc)
+        connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=exc)
 
     def eof_received(self) -> bool | None:
         return self._library.eof_received()

@@ -21,6 +21,7 @@ from contracts.adapters.kafka.connection import (
     STOP_SECONDS,
     Ack,
     AckUnknown,
+    Header,
     Outgoing,
     Partition,
     TopicMissing,
@@ -67,12 +68,16 @@ class Producer:
         """Send what is pending, for at most a few seconds, and disconnect; idempotent."""
         producer, self._producer = self._producer, None
         direct, self._direct = self._direct, None
+        is_stopped = False
         if producer is not None:
             with contextlib.suppress(*FAILURES):
                 async with asyncio.timeout(STOP_SECONDS):
                     await producer.stop()
+                    is_stopped = True
         if direct is not None:
             await direct.close()
+            if not is_stopped:
+                await direct.abandon(STOP_SECONDS)
 
     async def rebuild(self) -> None:
         """Start over with a new producer identity; records not acknowledged so far must be sent again."""
@@ -103,7 +108,7 @@ class Producer:
         topic: str,
         partition: int,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Sequence[Header],
         key: bytes | None = None,
     ) -> asyncio.Future[Any]:
         """Queue a record and return the future of its acknowledgement; suspends only while the queue is full.
@@ -220,7 +225,7 @@ class Producer:
         topic: str,
         partition: int,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]],
+        headers: Sequence[Header],
         key: bytes | None = None,
         *,
         timeout_seconds: float = 30.0,

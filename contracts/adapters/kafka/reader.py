@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import gzip
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
@@ -170,7 +169,7 @@ class Reader:
         except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
             msg = f"a record cannot be read: {type(exc).__name__}"
             raise UnreadableRecord(msg) from exc
-        return cast("dict[Partition, list[Record]]", found)
+        return found
 
     async def salvage(self, partition: Partition, offset: int) -> Salvage | None:
         """Read around what `poll` cannot get past: the batch that holds `offset`, fetched by itself.

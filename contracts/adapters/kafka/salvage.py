@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from aiokafka import codec
 from aiokafka.record.util import calc_crc32c, decode_varint
-from aiokafka.structs import ConsumerRecord
 
 from contracts.adapters.kafka.connection import Partition, Record
 
@@ -99,7 +98,7 @@ def _record(body: bytearray, partition: Partition, base: int, times: tuple[int, 
         msg = "a record of another length than it says"
         raise ValueError(msg)
     began, kind = times
-    record: Record = ConsumerRecord(
+    return Record(
         topic=partition.topic,
         partition=partition.partition,
         offset=base + offset_delta,
@@ -107,12 +106,8 @@ def _record(body: bytearray, partition: Partition, base: int, times: tuple[int, 
         timestamp_type=kind,
         key=key,
         value=value,
-        checksum=None,
-        serialized_key_size=-1 if key is None else len(key),
-        serialized_value_size=-1 if value is None else len(value),
         headers=tuple(headers),
     )
-    return record
 
 
 def _field(body: bytearray, position: int) -> tuple[bytes | None, int]:

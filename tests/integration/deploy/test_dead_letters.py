@@ -132,7 +132,7 @@ def test_a_replay_sends_each_request_once_under_its_own_id(box: Box, call: Any) 
     assert "2 of 3 requests would be sent again" in said
     assert box.sent() == []
     call("replay", box.model, "--reason", "poison", "--ttl", "9")
-    found = {dict(record.headers)["id"]: record for record in box.sent()}
+    found = {dict(record.headers)["id"] or b"": record for record in box.sent()}
     assert sorted(found) == [b"a", b"b"]
     record = found[b"a"]
     headers = dict(record.headers)
@@ -148,7 +148,7 @@ def test_a_replay_may_ask_another_version_and_only_some_letters(box: Box, call: 
     box.fill(("a", "poison"), ("b", "poison"), ("c", "poison"))
     done = json.loads(call("replay", box.model, "a", "2", "--to-version", "2", "--rate", "50", "--json"))
     assert done["sent"] == 2
-    assert sorted(dict(record.headers)["id"] for record in box.sent(2)) == [b"a", b"c"]
+    assert sorted(dict(record.headers)["id"] or b"" for record in box.sent(2)) == [b"a", b"c"]
     assert box.sent(1) == []
     assert "was never deployed" in call("replay", box.model, "--to-version", "9", status=2)
 

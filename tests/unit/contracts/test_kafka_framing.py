@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from typing import cast
 
+import pytest
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import CloseReason
 from hypothesis import given
@@ -48,7 +49,7 @@ class Connection:
 
     def close(self, reason: object, exc: Exception) -> None:
         assert reason is CloseReason.CONNECTION_BROKEN
-        assert isinstance(exc, IndexError)
+        assert isinstance(exc, (IndexError, ValueError))
         self.is_open = False
 
     def _handle_frame(self, frame: bytes) -> None:
@@ -97,5 +98,13 @@ def test_nothing_is_taken_over_while_an_answer_is_awaited() -> None:
 def test_an_answer_that_cannot_be_read_ends_the_connection_and_what_follows_is_not_read() -> None:
     connection = heard(Connection())
     connection.wire.receive(framed(b"asked", b"unasked", b"more"))
+    assert connection.frames == [b"asked"]
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize("length", [-1, -4, -(2**31)])
+def test_a_length_below_zero_ends_the_connection(length: int) -> None:
+    connection = heard(Connection())
+    connection.wire.receive(framed(b"asked") + length.to_bytes(4, "big", signed=True) + framed(b"more"))
     assert connection.frames == [b"asked"]
     assert not connection.is_open

@@ -20,7 +20,7 @@ def test_each_attempt_waits_longer_and_none_is_made_that_would_be_late(
 
 @given(st.integers(10_000, 10_000_000), st.lists(st.integers(0, 5000), min_size=3, max_size=3))
 def test_over_all_its_attempts_a_request_keeps_its_past_and_its_time_only_falls(ttl: int, waits: list[int]) -> None:
-    headers = [("id", b"a"), ("ttl", b"%d" % ttl), ("x", b"y")]
+    headers: list[tuple[str, bytes | None]] = [("id", b"a"), ("ttl", b"%d" % ttl), ("x", b"y"), ("y", None)]
     left = ttl
     for attempt, waited in enumerate(waits, start=1):
         made = retry_headers(
@@ -30,15 +30,23 @@ def test_over_all_its_attempts_a_request_keeps_its_past_and_its_time_only_falls(
         headers = forward_headers(made, int(DELAYS_SECONDS[attempt - 1] * 1000) + waited)
         found = dict(headers)
         assert len(found) == len(headers)
-        assert int(found["ttl"]) <= left
-        left = int(found["ttl"])
-        assert (found["id"], found["x"], found["retry-first"]) == (b"a", b"y", b"11")
+        assert int(found["ttl"] or "") <= left
+        left = int(found["ttl"] or "")
+        assert (found["id"], found["x"], found["y"], found["retry-first"]) == (b"a", b"y", None, b"11")
         assert found["retry-ttl"] == b"%d" % ttl
         assert found["attempt"] == b"%d" % (attempt + 1)
-    assert int(dict(headers)["attempt"]) == MAX_ATTEMPTS
+    assert int(dict(headers)["attempt"] or "") == MAX_ATTEMPTS
 
 
 def test_a_record_that_does_not_say_where_it_came_from_has_no_home() -> None:
     assert home_of([("id", b"a")]) is None
     assert home_of([("retry-source", b"nonsense")]) is None
+    assert home_of([("retry-source", None)]) is None
     assert home_of([("retry-source", b"t/-1/0")]) is None
+
+
+def test_headers_that_are_null_stand_for_no_number() -> None:
+    nulls = [("ttl", None), ("job-ttl", None), ("retry-first", None), ("retry-ttl", None)]
+    assert forward_headers(nulls, 5)[:2] == [("ttl", b"0"), ("job-ttl", b"0")]
+    made = dict(retry_headers(nulls, attempt=1, left_ms=7, reason="r", message="", source="t/0/1", first_ms=11))
+    assert (made["ttl"], made["retry-first"], made["retry-ttl"]) == (b"7", b"11", b"")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from contracts.errors import InvalidRequest
-from contracts.tensors import DATATYPES, Tensor, check_tensor, element_offsets, pack_elements, unpack_elements
+from contracts.tensors import DATATYPES, Ref, Tensor, check_tensor, element_offsets, pack_elements, unpack_elements
 
 NUMBERS = st.sampled_from(["?", "u1", "<u2", "<u4", "<u8", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8"])
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
@@ -88,3 +88,11 @@ def test_element_offsets_cut_a_batch_into_its_requests() -> None:
     offsets = element_offsets(data, [1, 3])
     assert offsets == [0, 5, len(data)]
     assert unpack_elements(data[offsets[1] : offsets[2]]) == [b"", b"ccc", b"dd"]
+
+
+@pytest.mark.parametrize(("datatype", "shape"), [("FP32", (4,)), ("BYTES", (2,))])
+def test_a_reference_is_no_array_before_its_bytes_were_read(datatype: str, shape: tuple[int, ...]) -> None:
+    stored = Tensor("x", datatype, shape, ref=Ref("0" * 64, 16))
+    assert check_tensor(stored) is None
+    with pytest.raises(InvalidRequest, match="'x' is a reference to 16 bytes, which were not read"):
+        stored.to_numpy()

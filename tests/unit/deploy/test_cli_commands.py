@@ -77,7 +77,7 @@ def test_the_version_is_that_of_the_package(
     ("arguments", "says"),
     [
         (["status"], "headrace up"),
-        (["models", "--data", "/nowhere"], "headrace up` --data /nowhere"),
+        (["models", "--data", "/nowhere"], "start one with `headrace up --data /nowhere`, or set"),
         (["apply", "-f", "nix.yaml"], "there is no fleet file nix.yaml"),
         (["infer", "digits"], "--input"),
         (["scale", "digits@2", "many"], "write one, or auto"),

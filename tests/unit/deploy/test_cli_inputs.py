@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.errors import ConfigurationError
+from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.messages import ErrorDetail, Receipt, Response, Status
+from contracts.names import ModelVersion
 from contracts.specs import ModelSpec
 from contracts.tensors import Tensor
 from deploy.cli.inputs import Arrays, load_array, parse_inputs, parse_json, response_json, response_text
 from deploy.cli.outputs_file import OutputsFile
-from deploy.cli.per_row import rows_of
+from deploy.cli.per_row import Sending, ask_rows, rows_of
+from producer.client import InferenceClient
 
 _x = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
 _text = {"name": "text", "datatype": "BYTES", "shape": [-1]}
@@ -33,6 +38,20 @@ def test_a_value_gets_the_type_of_the_model() -> None:
     array = np.asarray(parse_inputs(["x=[[1, 2]]"], spec(_x))["x"])
     assert array.dtype == np.float32
     assert array.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("value", [[[1.5]], [[300]], [[-1]], [[float("nan")]]])
+def test_numbers_are_not_made_others_to_fit_the_model(tmp_path: Path, value: list[list[float]]) -> None:
+    small = spec({"name": "x", "datatype": "UINT8", "shape": [-1, 1]})
+    np.save(tmp_path / "x.npy", np.array(value))
+    for argument in (f"x={json.dumps(value)}", f"x=@{tmp_path / 'x.npy'}"):
+        with pytest.raises(ConfigurationError, match=r"UINT8"):
+            parse_inputs([argument], small)
+    np.save(tmp_path / "x.npy", np.array([[2.0]]))
+    for argument in ("x=[[2.0]]", f"x=@{tmp_path / 'x.npy'}"):
+        array = np.asarray(parse_inputs([argument], small)["x"])
+        assert array.dtype == np.uint8
+        assert array.tolist() == [[2]]
 
 
 def test_the_name_may_be_left_out_where_there_is_one_input() -> None:
@@ -86,7 +105,14 @@ def test_json_may_map_names_to_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", '{"inputs": [{"name": "x"}]}', '{"inputs": [{"name": "x", "shape": [3], "data": [1]}]}']
+    "text",
+    [
+        "",
+        "[1]",
+        '{"inputs": [{"name": "x"}]}',
+        '{"inputs": [{"name": "x", "shape": [3], "data": [1]}]}',
+        '{"inputs": [], "parameters": ["top"]}',
+    ],
 )
 def test_json_that_is_no_request_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(ConfigurationError):
@@ -195,6 +221,80 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_asked(tmp_pat
         OutputsFile(str(tmp_path / "nowhere/out.jsonl")),
     ):
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_what_a_file_had_stays_until_there_is_an_answer(tmp_path: Path, *, is_answered: bool) -> None:
+    (tmp_path / "out.jsonl").write_text("of yesterday")
+    with contextlib.suppress(InvalidRequest), OutputsFile(str(tmp_path / "out.jsonl")) as file:
+        if not is_answered:
+            raise InvalidRequest("nothing is asked after all")
+        for number in range(2):
+            file.add(_answer("a", np.full((1, 1), number, np.float32)))
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    if not is_answered:
+        assert lines == ["of yesterday"]
+    else:
+        assert [json.loads(line)["outputs"][0]["data"] for line in lines] == [[0.0], [1.0]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_is_full_is_told_in_a_sentence() -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"--output /dev/full cannot be written: No space left"),
+        OutputsFile("/dev/full") as file,
+    ):
+        file.add(_answer("a", np.zeros((1, 1), np.float32)))
+
+
+class Answering:
+    """A client that answers rows with their own number, and refuses those that `refused` names."""
+
+    def __init__(self, refused: Collection[int]) -> None:
+        self.refused = refused
+        self.is_left = False
+
+    async def map(self, model: str, inputs: list[Arrays], **_: object) -> AsyncGenerator[Response, None]:
+        try:
+            for row, arrays in enumerate(inputs):
+                if row in self.refused:
+                    yield Response("", Status.INVALID, model, 1, error=ErrorDetail(f"not {row}", retryable=False))
+                else:
+                    yield _answer(str(row), np.asarray(arrays["x"], np.float32))
+        finally:
+            self.is_left = True
+
+
+async def ask(client: Answering, rows: int, *, output: str = "", as_json: bool = False) -> None:
+    sending = Sending(None, 1.0, "normal", 4)
+    given = rows_of({"x": [[number] for number in range(rows)]})
+    await ask_rows(
+        cast("InferenceClient", client), ModelVersion("m", 1), given, sending, output=output, as_json=as_json
+    )
+
+
+async def test_rows_that_fail_are_named_up_to_a_few_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        await ask(Answering(range(1, 8)), 9)
+    said = capsys.readouterr()
+    assert ended.value.exit_code == 1
+    assert said.err.splitlines() == [*(f"row {row}: INVALID: not {row}" for row in range(1, 6)), "2 more failed"]
+    assert [line for line in said.out.splitlines() if line.startswith("row")] == ["row 0", "row 8"]
+    assert said.out.splitlines()[-1].startswith("m@1 answered 2 of 9 rows in ")
+
+
+async def test_each_row_is_a_line_of_json_whether_it_failed_or_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        await ask(Answering([1]), 3, as_json=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["status"] for line in lines] == ["OK", "INVALID", "OK"]
+
+
+async def test_what_cannot_be_written_ends_the_asking() -> None:
+    client = Answering([])
+    with pytest.raises(ConfigurationError, match="--output /dev/full cannot be written"):
+        await ask(client, 10_000, output="/dev/full")
+    assert client.is_left
 
 
 def _answer(name: str, scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Response:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from contracts.adapters.kafka import Record
 from contracts.adapters.registry import RegisteredPipeline, RegistryState
 from contracts.codec import encode_headers, encode_response, encode_step, encode_stream_headers
 from contracts.errors import ConfigurationError, InternalError, InvalidRequest, ModelNotFound
@@ -24,33 +24,24 @@ from contracts.messages import (
     ran_after,
 )
 from contracts.names import ModelVersion
-from contracts.tensors import Tensor
+from contracts.tensors import Ref, Tensor
 from deploy.cli.app import run
 from deploy.cli.inputs import response_text
-from deploy.cli.inspection import chained_plan
+from deploy.cli.inspection import chained_plan, shown_tensor
+from deploy.cli.inspection import render as inspected
 from deploy.cli.timeline import describe, lines_of
 from deploy.cli.trace import render
 
 RECEIPT = Receipt(worker="w-1", device="cpu", batch_rows=4, queued_us=2000, batched_us=300, computed_us=1000)
 
 
-@dataclass
-class Record:
-    """As a reader gives it."""
-
-    topic: str
-    timestamp: int
-    headers: Sequence[tuple[str, bytes]]
-    value: bytes | None = b""
-    partition: int = 0
-    offset: int = 0
-    timestamp_type: int = 1
-    key: bytes | None = None
+def record(topic: str, at_ms: int, headers: Sequence[tuple[str, bytes]], value: bytes | None = b"") -> Record:
+    return Record(topic, 0, 0, at_ms, 1, None, value, headers)
 
 
 def answered(asked: Record) -> dict[str, Any]:
     headers = [("v", b"1.0"), ("id", b"r-1"), ("status", b"OK"), ("to", b"t")]
-    reply = Record("headrace.replies.cli", 107, headers, encode_response(ResponseBody("m", 1, (), receipt=RECEIPT)))
+    reply = record("headrace.replies.cli", 107, headers, encode_response(ResponseBody("m", 1, (), receipt=RECEIPT)))
     return describe("r-1", lines_of([asked, reply], "headrace"))
 
 
@@ -65,7 +56,7 @@ def shown(timeline: dict[str, Any]) -> str:
     "hop", [None, Hop("r-1", "0" * 32, "p@1", "", (), 0)], ids=["of a model", "of a fused pipeline"]
 )
 def test_the_trace_of_a_request_to_one_worker_shows_its_times_without_a_column_for_steps(hop: Hop | None) -> None:
-    timeline = answered(Record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, hop=hop))))
+    timeline = answered(record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, hop=hop))))
     (step,) = timeline["steps"]
     assert (step["computed_ms"], step["batch_rows"], step["worker"], step["ended_ms"]) == (1.0, 4, "w-1", 7)
     text = shown(timeline)
@@ -88,10 +79,10 @@ def test_the_answer_of_a_chained_pipeline_leads_to_its_trace_and_names_what_was_
 
 
 def test_the_parts_of_a_stream_are_one_event_each_run_and_say_nothing_of_times() -> None:
-    asked = Record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, stream=True)))
+    asked = record("headrace.requests.m.1", 100, encode_headers(RequestHeaders("r-1", None, stream=True)))
     runs = ["w.1", "w.1", "w.2", "w.2", "w.2"]
     replies = [
-        Record(
+        record(
             "headrace.replies.cli",
             101 + index,
             encode_stream_headers("r-1", Status.PARTIAL, "t", index=index, run=run),
@@ -100,7 +91,7 @@ def test_the_parts_of_a_stream_are_one_event_each_run_and_say_nothing_of_times()
         for index, run in enumerate(runs)
     ]
     body = encode_response(ResponseBody("m", 1, (), receipt=RECEIPT, index=3))
-    end = Record("headrace.replies.cli", 120, encode_stream_headers("r-1", Status.OK, "t", index=3, run="w.2"), body)
+    end = record("headrace.replies.cli", 120, encode_stream_headers("r-1", Status.OK, "t", index=3, run="w.2"), body)
     timeline = describe("r-1", lines_of([asked, *replies, end], "headrace"))
     (step,) = timeline["steps"]
     assert (step["computed_ms"], step["ended_ms"], timeline["status"], timeline["took_ms"]) == (1.0, 20, "OK", 20)
@@ -115,13 +106,13 @@ def test_the_trace_of_a_job_shows_each_steps_own_times_though_the_receipt_adds_t
     def asked(step: str, at: int, ran: Ran | None) -> Record:
         hop = Hop("r-1", "0" * 32, "p@1", step)
         value = encode_step(RequestBody((Tensor("x", "FP32", (1, 1), memoryview(bytes(4))),), ran=ran))
-        return Record(f"headrace.requests.{step}.1", at, encode_headers(RequestHeaders("c", None, hop=hop)), value)
+        return record(f"headrace.requests.{step}.1", at, encode_headers(RequestHeaders("c", None, hop=hop)), value)
 
     one = ran_after(None, "one", RECEIPT, ())
     two = ran_after(one, "two", RECEIPT, ())
     headers = [("v", b"1.0"), ("id", b"r-1"), ("status", b"OK"), ("to", b"t")]
     body = encode_response(ResponseBody("p", 1, (), receipt=two.whole, ran=two))
-    records = [asked("one", 100, None), asked("two", 105, one), Record("headrace.replies.cli", 110, headers, body)]
+    records = [asked("one", 100, None), asked("two", 105, one), record("headrace.replies.cli", 110, headers, body)]
     timeline = describe("r-1", lines_of(records, "headrace"))
     found = [(step["step"], step["queued_ms"], step["computed_ms"], step["ended_ms"]) for step in timeline["steps"]]
     assert found == [("one", 2.0, 1.0, 5), ("two", 2.0, 1.0, 10)]
@@ -134,6 +125,14 @@ def test_only_steps_of_chained_pipelines_can_be_inspected() -> None:
         chained_plan(state, "digits")
     with pytest.raises(ConfigurationError, match="p@1 is fused"):
         chained_plan(state, "p@1")
+
+
+@pytest.mark.parametrize(("datatype", "shape"), [("FP32", (2, 2)), ("BYTES", (2,))])
+def test_a_tensor_that_lies_in_the_store_is_shown_by_its_size(datatype: str, shape: tuple[int, ...]) -> None:
+    stored = shown_tensor(Tensor("x", datatype, shape, ref=Ref("0" * 64, 16)))
+    assert stored == {"datatype": datatype, "shape": list(shape), "stored_bytes": 16}
+    request = {"job": "j", "branch": "", "what": "request", "where": "t/0/1", "inputs": {"x": stored}, "outputs": None}
+    assert inspected([request]).splitlines()[-1] == f"  in   x  {datatype} {list(shape)}  16 bytes in the store"
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ async def test_a_topic_that_has_grown_is_used_whole(directory: Directory, kafka:
         assert plan.partitioner.partitions == 12
 
 
+@pytest.mark.looptime
 async def test_priorities_have_topics_of_their_own_where_the_deployment_says_so(
     directory: Directory, registry: FakeRegistry, kafka: FakeKafka
 ) -> None:
@@ -241,6 +242,7 @@ async def test_priorities_have_topics_of_their_own_where_the_deployment_says_so(
     assert [plan.topics[plan.place(priority)[0]].partitions for priority in PRIORITIES] == [8, 8, 3]
 
 
+@pytest.mark.looptime
 async def test_a_lane_that_is_still_to_be_made_is_looked_for_until_it_is_there(
     directory: Directory, registry: FakeRegistry, kafka: FakeKafka
 ) -> None:

@@ -45,7 +45,7 @@ async def collect(run: FanOut) -> list[str]:
 async def test_responses_come_in_the_order_of_inputs_or_of_arrival(*, ordered: bool, expected: list[str]) -> None:
     send, run = Sender(), FanOut(limit=10, ordered=ordered)
     async with asyncio.TaskGroup() as group:
-        group.create_task(run.feed(range(3), send, "m"))
+        group.create_task(run.feed(range(3), send, "m", 2))
         await settle()
         for item in (2, 0, 1):
             send.answer(item)
@@ -56,7 +56,7 @@ async def test_responses_come_in_the_order_of_inputs_or_of_arrival(*, ordered: b
 async def test_no_more_is_sent_than_the_limit_until_a_response_is_taken() -> None:
     send, run = Sender(), FanOut(limit=2, ordered=True)
     async with asyncio.TaskGroup() as group:
-        group.create_task(run.feed(range(5), send, "m"))
+        group.create_task(run.feed(range(5), send, "m", 2))
         await settle()
         assert set(send.sent) == {0, 1}
         send.answer(0, 1)
@@ -77,7 +77,7 @@ async def test_no_more_is_sent_than_the_limit_until_a_response_is_taken() -> Non
 
 async def test_no_inputs_give_no_responses() -> None:
     run = FanOut(limit=1, ordered=False)
-    await run.feed([], Sender(), "m")
+    await run.feed([], Sender(), "m", 2)
     assert await collect(run) == []
 
 
@@ -90,13 +90,14 @@ async def test_an_input_that_is_refused_is_a_response_in_its_place() -> None:
         return future
 
     run = FanOut(limit=10, ordered=True)
-    await run.feed(range(3), send, "m")
+    await run.feed(range(3), send, "m", 2)
     responses = [await run.next() for _ in range(3)]
     assert [response.status for response in responses if response] == [Status.OK, Status.INVALID, Status.OK]
     refused = responses[1]
     assert refused is not None
     assert refused.error is not None
     assert refused.error.message == "no such input"
+    assert (refused.id, refused.model, refused.version) == ("", "m", 2)
 
 
 async def test_a_full_window_is_waited_out() -> None:
@@ -110,7 +111,7 @@ async def test_a_full_window_is_waited_out() -> None:
         return future
 
     run = FanOut(limit=10, ordered=True)
-    await run.feed([7], send, "m")
+    await run.feed([7], send, "m", 2)
     assert await collect(run) == ["7"]
 
 
@@ -120,7 +121,7 @@ async def test_a_source_that_breaks_is_raised_after_what_was_sent() -> None:
         raise ValueError("the source is broken")
 
     send, run = Sender(), FanOut(limit=10, ordered=True)
-    await run.feed(broken(), send, "m")
+    await run.feed(broken(), send, "m", 2)
     send.answer(0)
     first = await run.next()
     assert first is not None
@@ -131,7 +132,7 @@ async def test_a_source_that_breaks_is_raised_after_what_was_sent() -> None:
 
 async def test_what_ends_a_request_ends_the_flow() -> None:
     send, run = Sender(), FanOut(limit=10, ordered=True)
-    await run.feed(range(2), send, "m")
+    await run.feed(range(2), send, "m", 2)
     send.sent[0].set_exception(ClientClosed("closed"))
     with pytest.raises(ClientClosed):
         await run.next()

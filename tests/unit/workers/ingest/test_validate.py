@@ -57,10 +57,27 @@ def test_what_does_not_fit_is_named(change: dict[str, np.ndarray], words: str) -
         Validator(SPEC).check(body(**(good() | change)))
 
 
-@pytest.mark.parametrize("rows", [0, 9])
-def test_the_number_of_rows_is_bounded(rows: int) -> None:
-    with pytest.raises(InvalidRequest, match="takes 1 to 8"):
-        Validator(SPEC).check(body(**good(rows)))
+@pytest.mark.parametrize(
+    ("rows", "most", "words"),
+    [
+        (0, 8, "0 rows; {} takes 1 to 8 in a request"),
+        (
+            9,
+            8,
+            "9 rows; {} takes 1 to 8 in a request: make a request of each row (headrace infer --per-row, client.map)",
+        ),
+        (
+            2,
+            1,
+            "2 rows; {} takes 1 row in a request: make a request of each row (headrace infer --per-row, client.map)",
+        ),
+    ],
+)
+def test_the_number_of_rows_is_bounded(rows: int, most: int, words: str) -> None:
+    spec = SPEC.model_copy(update={"batching": BatchingSpec(max_batch_size=most)})
+    with pytest.raises(InvalidRequest) as refused:
+        Validator(spec).check(body(**good(rows)))
+    assert str(refused.value) == words.format(SPEC.key)
 
 
 def test_a_missing_tensor_is_named() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from contracts.adapters.kafka import Record
 from contracts.messages import Hop, RequestHeaders
 from contracts.parts import MarkerBody, PartBody, PartHeaders, PartKind, encode_part
 from contracts.plans import Answer, Plan
@@ -45,20 +44,6 @@ GATHER = next(node for node in ROWS.nodes if node.kind == "gather")
 ROW = (Tensor.from_numpy(f"{GATHER.branches[1]}.y", np.zeros((1, 2), np.float32)),)
 
 
-@dataclass
-class Read:
-    """A record as it was read."""
-
-    value: bytes | None
-    offset: int
-    topic: str = "headrace.joins.any.1"
-    partition: int = 0
-    timestamp: int = NOW
-    timestamp_type: int = 1
-    key: bytes | None = None
-    headers: Sequence[tuple[str, bytes]] = ()
-
-
 def part(
     plan: Plan,
     join: str,
@@ -72,7 +57,7 @@ def part(
     hop = Hop("job", plan.digest, str(plan.pipeline), join, branch)
     headers = PartHeaders(RequestHeaders(f"{source}>{join}", None, 10_000, hop=hop), hop, kind, source)
     value = encode_part(body or PartBody(ROW))
-    return arrival_of(headers, Read(value, offset), plan)
+    return arrival_of(headers, Record("headrace.joins.any.1", 0, offset, NOW, 1, None, value, ()), plan)
 
 
 def width(count: Any) -> Arrival | None:
