@@ -17,6 +17,8 @@ finds them when models are registered.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from contracts.names import LANE_NAMES, ModelVersion
 
 DEFAULT_PREFIX = "headrace"
@@ -104,6 +106,7 @@ def _versioned(head: str, topic: str) -> ModelVersion | None:
     return ModelVersion(model, int(version))
 
 
+@lru_cache(maxsize=4096)
 def is_replies(prefix: str, topic: str) -> bool:
     """Whether `topic` may receive responses; a reply address elsewhere is refused."""
     return topic.startswith(f"{prefix}.replies.")

@@ -330,14 +330,15 @@ class Batcher:
                 late += delivery.rows
             receipt = flight.receipt(delivery, now, self._worker, device)
             try:
-                succeed(delivery, tuple(output.part(index, delivery.rows) for output in outputs), receipt)
+                succeed(delivery, tuple([output.part(index, delivery.rows) for output in outputs]), receipt)
             except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
                 log.exception("a result cannot be encoded")
                 self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
-        self._policy.answered(now, flight.rows, late)
+        # Behind the beginning of the sending: it decides about later batches only.
+        asyncio.get_running_loop().call_soon(self._policy.answered, now, flight.rows, late)
         if late:
             _late.inc(late)
 

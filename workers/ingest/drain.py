@@ -139,14 +139,14 @@ class Drain(TopicDrain):
 
     async def _take_records(self, claim: Claim, records: Sequence[Record]) -> None:
         tracker, take, put = claim.tracker, self._intake.take, self._batcher.put
-        is_wary = claim.is_wary
+        is_wary, moment = claim.is_wary, self._intake.moment()
         for record in records:
             arrival = tracker.receive(record.offset)
             if arrival is Arrival.NEXT:
                 if is_wary and claim.is_suspect(record.offset):
                     self._suspects.put(claim, record)
                     continue
-                delivery = take(claim, record)
+                delivery = take(claim, record, moment)
                 if delivery is not None:
                     put(delivery)
             elif arrival is Arrival.GAP:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 _WINDOW = 64  # batches
 _EVERY = 16
 _UNKNOWN_HANDOVER = 0.0005
@@ -49,13 +51,9 @@ class Handover:
         return self._lead
 
     def _best(self) -> float:
-        errors = sorted(self._errors)
-        marks = [errors[len(errors) * step // 16] for step in range(16)]
-        choices = [_NEVER, *(-mark for mark in marks), *(self.seconds - mark for mark in marks)]
-        return min(_MOST, min(choices, key=lambda lead: self._cost(lead, errors)))
-
-    def _cost(self, lead: float, errors: list[float]) -> float:
-        needed = self.seconds
-        early = sum(max(0.0, error + lead - needed) for error in errors)
-        idle = sum(min(max(0.0, needed - lead - error), needed) for error in errors)
-        return early + _IDLE_WEIGHT * idle
+        errors, needed = np.sort(self._errors), self.seconds
+        marks = errors[len(errors) * np.arange(16) // 16]
+        leads = np.concatenate(([_NEVER], -marks, needed - marks))
+        slack = needed - leads[:, np.newaxis] - errors  # how long the engine waits, negative: how early it was closed
+        costs = np.maximum(-slack, 0.0).sum(1) + _IDLE_WEIGHT * np.clip(slack, 0.0, needed).sum(1)
+        return min(_MOST, float(leads[costs.argmin()]))

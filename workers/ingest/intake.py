@@ -6,9 +6,9 @@ Nothing that a record contains may stop the worker: headers, body, shapes and na
 from __future__ import annotations
 
 import contextlib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from contracts.adapters.kafka import LOG_APPEND_TIME, Record
+from contracts.adapters.kafka import Record
 from contracts.clock import Clock
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
@@ -32,6 +32,17 @@ class Checking(Protocol):
         ...
 
 
+class Moment(NamedTuple):
+    """When records are taken, by this machine's monotonic clock and by the broker's."""
+
+    now: float
+    broker_ms: int
+
+    def waited_ms(self, record: Record) -> int:
+        """How long a record has been in the log; a stamp from the future, as a producer's clock may give, says 0."""
+        return max(0, self.broker_ms - record.timestamp)
+
+
 class Intake:
     """Takes the records of one model version."""
 
@@ -44,7 +55,11 @@ class Intake:
         self._clock = clock
         self._broker_time = broker_time
 
-    def take(self, claim: Claim, record: Record) -> Delivery | None:
+    def moment(self) -> Moment:
+        """Now, once for all records that were fetched together."""
+        return Moment(self._clock.monotonic(), self._broker_time.now_ms())
+
+    def take(self, claim: Claim, record: Record, moment: Moment) -> Delivery | None:
         """A delivery to be batched; None when the record was answered or put aside already."""
         claim.open += 1
         try:
@@ -53,8 +68,8 @@ class Intake:
             request_id, reply = decode_address(record.headers)
             self._responder.refuse(Origin(claim, record, request_id, reply), error)
             return None
-        now = self._clock.monotonic()
-        waited_ms = self._waited_ms(record)
+        now = moment.now
+        waited_ms = moment.waited_ms(record)
         leg = self._leg(headers, now, waited_ms)
         origin = Origin(claim, record, headers.id, headers.reply, headers.attempt, leg)
         if leg is not None and headers.hop is not None:
@@ -71,15 +86,9 @@ class Intake:
         request_id, reply = decode_address(record.headers)
         leg = None
         with contextlib.suppress(InvalidRequest):
-            leg = self._leg(decode_headers(record.headers), self._clock.monotonic(), self._waited_ms(record))
+            moment = self.moment()
+            leg = self._leg(decode_headers(record.headers), moment.now, moment.waited_ms(record))
         self._responder.condemn(Origin(claim, record, request_id, reply, leg=leg), message, attempts)
-
-    def _waited_ms(self, record: Record) -> int:
-        """How long a record has been in the log."""
-        broker_now, stamp = self._broker_time.now_ms(), record.timestamp
-        if record.timestamp_type != LOG_APPEND_TIME:
-            stamp = min(stamp, broker_now)  # the producer's clock; a stamp from the future must not extend the ttl
-        return max(0, broker_now - stamp)
 
     def _accept(self, origin: Origin, headers: RequestHeaders, now: float, waited_ms: int) -> Delivery:
         self._check_model(headers)

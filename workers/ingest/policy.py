@@ -120,6 +120,7 @@ class Policy:
         self._rates: list[tuple[int, float]] = []
         self._knee = self.buckets.top
         self._revision = 0
+        self._follow_ceiling()
 
     # --- what is learned ----------------------------------------------------------------------------------------------
 
@@ -149,9 +150,10 @@ class Policy:
         """The rows of a batch were answered, `late` of them after their deadline."""
         if not rows or not self._refuses or not (late or self.reserve.seconds):
             return
-        free = most_reserve(self._rates, self.rate.at(now), self._allowed)
-        doubtful = Reserve.DOUBTFUL * self.table.deviation(rows)
-        self.reserve.learn(late / rows, self.table.mean(rows), max(free, doubtful))
+        most = Reserve.DOUBTFUL * self.table.deviation(rows)
+        if late or self.reserve.seconds > most:  # otherwise it only falls, and is below the least bound already
+            most = max(most, most_reserve(self._rates, self.rate.at(now), self._allowed))
+        self.reserve.learn(late / rows, self.table.mean(rows), most)
 
     def _find_knee(self) -> int:
         """The smallest bucket near peak throughput of which two runs fit the objective: one may just be missed."""
@@ -168,12 +170,12 @@ class Policy:
         if rows // 2 >= self.ceiling:
             return False
         self.ceiling = max(1, rows // 2)
+        self._follow_ceiling()
         return True
 
-    @property
-    def largest(self) -> int:
+    def _follow_ceiling(self) -> None:
+        self.largest = int(min(self.buckets.top, self.ceiling))
         """Rows in a batch that the model and the memory of its device allow; what is larger runs in parts."""
-        return int(min(self.buckets.top, self.ceiling))
 
     # --- what is decided ----------------------------------------------------------------------------------------------
 

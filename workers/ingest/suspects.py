@@ -19,6 +19,7 @@ from contracts.errors import TransportError
 from workers.draining.claim import Claim
 from workers.ingest import isolate, metrics
 from workers.ingest.delivery import Delivery
+from workers.ingest.intake import Moment
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ _KEEP_SECONDS = 1.0
 class Taking(Protocol):
     """The intake, as far as suspects need it."""
 
-    def take(self, claim: Claim, record: Record) -> Delivery | None:
+    def moment(self) -> Moment:
+        """Now, by both clocks."""
+
+    def take(self, claim: Claim, record: Record, moment: Moment) -> Delivery | None:
         """A delivery, or None when the record was answered."""
 
     def bury(self, claim: Claim, record: Record, message: str, attempts: int) -> None:
@@ -139,7 +143,7 @@ class Suspects:
         self, taking: Taking, run: Callable[[Delivery], None], claim: Claim, record: Record, known: Tries
     ) -> None:
         metrics.SUSPECTS.inc()
-        delivery = taking.take(claim, record)
+        delivery = taking.take(claim, record, taking.moment())
         if delivery is None:
             self.journal.settled((record.topic, record.partition, record.offset))
             return

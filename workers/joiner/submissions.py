@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from contracts.adapters.kafka import LOG_APPEND_TIME, Partition, Reader, Record
+from contracts.adapters.kafka import Partition, Reader, Record
 from contracts.advance import start
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.emissions import Job
@@ -150,10 +150,8 @@ class Submissions(TopicDrain):
         claim.answered(offset)
 
     def _left(self, headers: RequestHeaders, record: Record) -> float:
-        now, stamp = self._tools.broker_time.now_ms(), record.timestamp
-        if record.timestamp_type != LOG_APPEND_TIME:
-            stamp = min(stamp, now)
-        return (headers.ttl_ms - max(0, now - stamp)) / 1000
+        waited_ms = max(0, self._tools.broker_time.now_ms() - record.timestamp)
+        return (headers.ttl_ms - waited_ms) / 1000
 
     def _checked(self, headers: RequestHeaders, record: Record, left: float) -> RequestBody:
         if left <= 0:

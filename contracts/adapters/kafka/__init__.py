@@ -2,7 +2,6 @@
 
 from contracts.adapters.kafka.admin import Admin
 from contracts.adapters.kafka.connection import (
-    LOG_APPEND_TIME,
     MAX_REQUEST_BYTES,
     Ack,
     AckUnknown,
@@ -20,7 +19,6 @@ from contracts.adapters.kafka.producer import Producer
 from contracts.adapters.kafka.reader import Reader
 
 __all__ = [
-    "LOG_APPEND_TIME",
     "MAX_REQUEST_BYTES",
     "Ack",
     "AckUnknown",

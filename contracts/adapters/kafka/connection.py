@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 else:
     Partition = TopicPartition
 
-LOG_APPEND_TIME = 1
-"""`Record.timestamp_type` of a stamp that the broker set."""
-
 
 class Record(Protocol):
-    """A record as it was read; `timestamp` is in Unix milliseconds."""
+    """A record as it was read; `timestamp` is in Unix milliseconds, `timestamp_type` 1 where the broker set it."""
 
     topic: str
     partition: int

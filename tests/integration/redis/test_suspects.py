@@ -14,6 +14,7 @@ from tests.integration.redis.kit import Pool
 from workers.draining.claim import Claim
 from workers.ingest.delivery import Delivery
 from workers.ingest.drain import CAREFUL_CLAIMS
+from workers.ingest.intake import Moment
 from workers.ingest.suspects import Suspects
 
 TOPIC = "headrace.requests.m.1"
@@ -33,7 +34,10 @@ class Life:
         self.suspects = Suspects(self.journal, lambda: True)
         self.answered, self.buried = answered, buried
 
-    def take(self, claim: Claim, record: Record) -> Delivery | None:
+    def moment(self) -> Moment:
+        return Moment(0.0, 0)
+
+    def take(self, claim: Claim, record: Record, moment: Moment) -> Delivery | None:
         claim.open += 1
         if record.offset in KILLERS:
             raise Death
@@ -60,7 +64,7 @@ class Life:
                 if claim.is_suspect(offset):
                     self.suspects.put(claim, record)
                 else:
-                    self.take(claim, record)
+                    self.take(claim, record, self.moment())
             waits = loop.get_loop().create_task(claim.settle())
             await asyncio.wait([loop, waits], return_when=asyncio.FIRST_COMPLETED)
             waits.cancel()
