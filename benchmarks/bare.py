@@ -57,16 +57,27 @@ class Bare:
 @asynccontextmanager
 async def bare_process(model: BenchModel) -> AsyncIterator[Bare]:
     """A process that holds the bare model."""
-    environment = {**os.environ, **dict.fromkeys(_thread_variables, str(model.threads))}
     command = [sys.executable, "-m", "benchmarks.bare", model.spec.name]
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment(model))
     try:
         yield Bare(process)
     finally:
         assert process.stdin is not None
         process.stdin.close()
         await process.wait()
+
+
+def environment(model: BenchModel) -> dict[str, str]:
+    """That of a process which holds the bare model: as many threads as the engine has."""
+    return {**os.environ, **dict.fromkeys(_thread_variables, str(model.threads))}
+
+
+def load(model: BenchModel) -> Backend:
+    """The model's backend with the model in it."""
+    backend = new_backend(model.spec.backend)
+    backend.load(ModelContext(model.spec, model.folder, model.threads))
+    return backend
 
 
 def measure(backend: Backend, model: BenchModel, rows: int, seconds: float) -> Ceiling:
@@ -88,8 +99,7 @@ def measure(backend: Backend, model: BenchModel, rows: int, seconds: float) -> C
 def main() -> None:
     """Answer questions until the input ends."""
     model = prepare(sys.argv[1])
-    backend = new_backend(model.spec.backend)
-    backend.load(ModelContext(model.spec, model.folder, model.threads))
+    backend = load(model)
     for line in sys.stdin:
         rows, seconds = line.split()
         sys.stdout.write(json.dumps(measure(backend, model, int(rows), float(seconds))._asdict()) + "\n")

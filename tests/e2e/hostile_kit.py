@@ -33,7 +33,7 @@ PARTITIONS = 4
 REPLIES = topics.replies("headrace", "raw")
 REQUESTS = topics.requests("headrace", HOSTILE.model, HOSTILE.version)
 DEAD = topics.dead("headrace", HOSTILE.model)
-GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER, SHORT = range(11)
+GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER, SHORT, REFUSE, NAME = range(13)
 Headers = Mapping[str, bytes]
 
 

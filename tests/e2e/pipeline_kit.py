@@ -29,7 +29,7 @@ from tests.e2e.fleet_kit import apply
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
-RAISE, SLOW, HANG, FLAKY, WEDGE = 1, 2, 3, 4, 5
+RAISE, SLOW, HANG, FLAKY, REFUSE, WEDGE = 1, 2, 3, 4, 5, 6
 
 CHAIN = """
 name: chain

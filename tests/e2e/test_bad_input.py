@@ -29,9 +29,11 @@ from tests.e2e.hostile_kit import (
     KILL,
     KILL_WORKER,
     LEAK,
+    NAME,
     NO_MEMORY,
     PARTITIONS,
     RAISE,
+    REFUSE,
     REPLIES,
     REQUESTS,
     SHORT,
@@ -39,6 +41,7 @@ from tests.e2e.hostile_kit import (
     Fleet,
     body,
     hostile_fleet,
+    row,
 )
 from tests.helpers import wait_until
 
@@ -191,6 +194,38 @@ async def test_a_model_that_raises_fails_only_the_row_that_made_it(wish: int, fl
             assert told.model == "hostile@1"
             assert all((told.worker, told.token, told.host, told.time_ms))
             assert "fails" in told.message or "failed" in told.message
+
+
+@pytest.mark.parametrize(
+    ("wish", "text"),
+    [(REFUSE, "this row is no good this row"), (NAME, "wish 12 is not granted")],
+    ids=["InvalidRequest", "InvalidRows"],
+)
+async def test_a_row_that_the_model_refuses_is_invalid_and_neither_retried_nor_put_aside(
+    wish: int, text: str, fleet: Fleet
+) -> None:
+    retries, letters = await fleet.metric("headrace_worker_retries_total"), len(fleet.dead)
+    async with fleet.traffic():
+        names = [await fleet.publish(body(wish), {}, partition) for partition in range(4)]
+        for name in names:
+            response = await fleet.response_to(name)
+            assert response.status is Status.INVALID
+            assert response.error is not None
+            assert response.error.message.startswith(text)
+            assert len(response.error.message) <= 500
+            assert not response.error.retryable
+            assert response.receipt.attempt == 1
+        with pytest.raises(InvalidRequest, match=text):
+            await fleet.client.infer("hostile@1", {"row": row(wish)})
+    assert await fleet.metric("headrace_worker_retries_total") == retries
+    assert len(fleet.dead) == letters
+
+
+async def test_of_a_request_of_several_rows_the_refused_one_is_named(fleet: Fleet) -> None:
+    rows = np.concatenate([row(GOOD), row(GOOD), row(NAME), row(GOOD)])
+    with pytest.raises(InvalidRequest, match="row 2: wish 12 is not granted"):
+        await fleet.client.infer("hostile@1", {"row": rows})
+    await fleet.good()
 
 
 async def test_a_request_that_fills_a_record_is_put_aside_without_its_body_and_stops_nobody(fleet: Fleet) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contracts.messages import Response, Status
-from tests.e2e.pipeline_kit import HANG, RAISE, PipelineFleet, fused, pipeline_fleet, row
+from tests.e2e.pipeline_kit import HANG, RAISE, REFUSE, PipelineFleet, fused, pipeline_fleet, row
 from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -100,12 +100,16 @@ async def a_step_fails(fleet: PipelineFleet, name: str) -> None:
     fine = await ask(fleet, name, row(1))
     assert (fine.status, fine.parameters) == (Status.OK, {"skipped": "third"})
     assert [fine[tensor].to_numpy()[:, 1].tolist() for tensor in ("row", "both")] == [[2], [3]]
-    spared = await ask(fleet, name, row(1, RAISE, at=1))
-    assert (spared.status, spared.parameters) == (Status.OK, {"skipped": "both,third"})
-    ended = await ask(fleet, name, row(1, RAISE))
-    assert ended.status is Status.POISON
-    assert ended.error is not None
-    assert "step one" in ended.error.message
+    for wish, status, words in (
+        (RAISE, Status.POISON, "step one: the model failed on this request alone"),
+        (REFUSE, Status.INVALID, "step one: asked to refuse"),
+    ):
+        spared = await ask(fleet, name, row(1, wish, at=1))
+        assert (spared.status, spared.parameters) == (Status.OK, {"skipped": "both,third"})
+        ended = await ask(fleet, name, row(1, wish))
+        assert ended.status is status
+        assert ended.error is not None
+        assert words in ended.error.message
 
 
 async def a_map_has_any_width(fleet: PipelineFleet, name: str) -> None:

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loo
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 COUNTER = ModelVersion("counter", 1)
-NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL = range(7)
+NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL, REFUSE = range(8)
 SHOWN = (ModelVersion("speller", 1), ModelVersion("running-mean", 1))
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples" / "streaming"
@@ -156,6 +156,20 @@ async def test_a_stream_that_raises_or_kills_is_poison_and_its_neighbours_are_no
     )
     assert isinstance(raising, PoisonRequest)
     assert isinstance(killing, PoisonRequest)
+    assert good == [[0, 1, 2, 3, 4]] * 4
+
+
+async def test_a_stream_that_is_refused_after_parts_is_invalid_and_its_neighbours_are_whole(counting: Counting) -> None:
+    found: list[int] = []
+
+    async def read(inputs: dict[str, Array]) -> list[int]:
+        return [number(part) async for part in counting.client.stream("counter@1", inputs, key="one partition")]
+
+    refused = read_into(found, counting.client.stream("counter@1", plan(5, REFUSE, at=2), key="one partition"))
+    outcome, *good = await asyncio.gather(refused, *(read(plan(5)) for _ in range(4)), return_exceptions=True)
+    assert isinstance(outcome, InvalidRequest)
+    assert str(outcome).endswith("no more than 2")
+    assert found == [0, 1]
     assert good == [[0, 1, 2, 3, 4]] * 4
 
 

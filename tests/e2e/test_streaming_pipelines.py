@@ -16,7 +16,15 @@ import pytest_asyncio
 
 from benchmarks.harness import control, deploy, wait_for_workers
 from contracts.adapters.compiled import compiled
-from contracts.errors import Cancelled, DeadlineExceeded, InternalError, PoisonRequest, StreamBroken
+from contracts.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    PoisonRequest,
+    RequestError,
+    StreamBroken,
+)
 from contracts.messages import Response, Status
 from contracts.names import ModelVersion
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec
@@ -33,7 +41,7 @@ from tests.helpers import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY = range(6)
+NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL, REFUSE = range(8)
 MODELS = Path(__file__).resolve().parents[1] / "models"
 KINDS = ["told", "told-fused", "met", "met-fused"]
 QUICK = {
@@ -234,16 +242,19 @@ async def test_leaving_the_loop_and_the_end_of_the_ttl_stop_the_model(counting: 
     assert time.monotonic() - started < 2.5  # by the worker, before the client's own timer
 
 
+@pytest.mark.parametrize(("wish", "error"), [(RAISE, PoisonRequest), (REFUSE, InvalidRequest)])
 @pytest.mark.parametrize("name", ["told", "told-fused"])
-async def test_a_stream_that_raises_ends_its_job_and_no_other(counting: Counting, name: str) -> None:
+async def test_a_stream_that_fails_ends_its_job_and_no_other(
+    name: str, wish: int, error: type[RequestError], counting: Counting
+) -> None:
     async def read(inputs: dict[str, Array]) -> list[int]:
         return [figure(part) async for part in counting.stream(name, inputs)]
 
-    raising, *good = await asyncio.gather(
-        read(plan(5, RAISE, at=2)), *(read(plan(5)) for _ in range(3)), return_exceptions=True
+    failing, *good = await asyncio.gather(
+        read(plan(5, wish, at=2)), *(read(plan(5)) for _ in range(3)), return_exceptions=True
     )
-    assert isinstance(raising, PoisonRequest)
-    assert "step count" in str(raising)
+    assert isinstance(failing, error)
+    assert "step count" in str(failing)
     assert good == [[0, 1, 2, 3, 4]] * 3
 
 

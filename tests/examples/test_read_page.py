@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contracts.errors import InvalidRequest, InvalidRows
 from contracts.names import ModelVersion
 from tests.examples.kit import LocalFleet, same, script, takes_minutes, texts
 
@@ -98,10 +99,19 @@ def _normalized(pixels: Any) -> Any:
 
 
 def test_what_is_no_image_is_refused(fleet: LocalFleet, pages: dict[str, bytes]) -> None:
-    with pytest.raises(ValueError, match="the page is no picture: its 8 bytes"):
+    with pytest.raises(InvalidRequest, match="the page is no picture: its 8 bytes"):
         fleet.ask(ModelVersion("page-scale", 1), {"page": texts(b"no image")}, {})
-    with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
+    with pytest.raises(InvalidRequest, match=r"cannot be decoded: .*truncated"):
         fleet.ask(ModelVersion("page-scale", 1), {"page": texts(pages["page-26.jpg"][:2000])}, {})
+
+
+def test_of_many_crops_those_that_are_no_images_are_named(fleet: LocalFleet) -> None:
+    crop: bytes = cv2.imencode(".png", np.zeros((8, 40, 3), np.uint8))[1].tobytes()
+    view = ModelVersion("line-view", 1)
+    with pytest.raises(InvalidRows) as told:
+        fleet.ask(view, {"crop": texts(crop, b"", crop, b"no image")}, {})
+    assert told.value.rows == dict.fromkeys((1, 3), "a crop is no image")
+    assert fleet.ask(view, {"crop": texts(crop, crop)}, {})["strip"].shape == (2, 48, 192, 3)
 
 
 def test_without_the_package_preparing_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contracts.errors import InvalidRequest
 from contracts.names import ModelVersion
 from tests.examples.kit import LocalFleet, same, script, takes_minutes, texts
 
@@ -42,7 +43,7 @@ def test_the_nearest_are_found_best_first_and_ties_in_the_order_of_the_index() -
 
 @pytest.mark.parametrize("k", [0, 101, "five", 1.5])
 def test_a_k_that_cannot_be_is_refused(k: object) -> None:
-    with pytest.raises(ValueError, match="whole number from 1 to 100"):
+    with pytest.raises(InvalidRequest, match="whole number from 1 to 100"):
         _nearest().infer({"embedding": np.zeros((1, 2), np.float32)}, {"k": k})
 
 

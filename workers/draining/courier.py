@@ -99,7 +99,7 @@ class Courier:
                 copy = (record.value, record.headers, record.key)
                 lost = (lambda known: self._lost(shipment, known), record)
                 diverted = None
-                if self.graves is not None and isinstance(record.emission, Answer):  # one that takes nothing
+                if self._may_keep(shipment) and isinstance(record.emission, Answer):  # one that takes nothing
                     diverted = (lambda known: self._unroutable(shipment, known), record)
                 self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost, diverted)
 
@@ -155,6 +155,10 @@ class Courier:
         lost = (lambda known: self._unroutable(shipment, known), answer)
         copy = (small.value, small.headers, small.key)
         self._publisher.publish(small.topic, small.partition, copy, (shipment.settled, None), lost)
+
+    def _may_keep(self, shipment: Shipment) -> bool:
+        """Whether an answer may leave the buffer without its caller: nothing of it is lost then."""
+        return self.graves is not None or shipment.unroutable is not None
 
     def _unroutable(self, shipment: Shipment, record: Outbound) -> None:
         job = shipment.job

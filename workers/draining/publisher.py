@@ -67,6 +67,17 @@ class _Destination:
         self.continuations: list[_Continuations] = []
         self.task: asyncio.Task[None] | None = None
 
+    def take(self) -> tuple[list[Outgoing], list[_Continuations]]:
+        """What is to be sent next: all that waits, up to the share of the buffer that cannot be diverted any more."""
+        records, continuations = self.records, self.continuations
+        if self.size <= DESTINATION_BYTES:
+            self.records, self.continuations = [], []
+            return records, continuations
+        ends = itertools.accumulate(len(record[0] or b"") for record in records)
+        count = max(1, sum(1 for _ in itertools.takewhile(lambda end: end <= DESTINATION_BYTES, ends)))
+        self.records, self.continuations = records[count:], continuations[count:]
+        return records[:count], continuations[:count]
+
 
 class Publisher:
     """Publishes on behalf of one worker."""
@@ -186,8 +197,7 @@ class Publisher:
         key = destination.topic, destination.partition
         try:
             while destination.records:
-                records, continuations = destination.records, destination.continuations
-                destination.records, destination.continuations = [], []
+                records, continuations = destination.take()
                 end = await self._send(destination, records)
                 destination.moved_at = self._clock.monotonic()
                 if end is _End.SILENT:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from contracts.errors import ModelLoadError
+from workers.engine.blame import sendable
 from workers.engine.completer import Completer
 from workers.engine.model import LoadedModel
 from workers.engine.streaming import LinkEnded
@@ -104,7 +105,7 @@ class Engine:
         try:
             self._load_models(load)
         except ModelLoadError as exc:
-            self._link.send(LoadFailed(str(exc)))
+            self._link.send(LoadFailed(sendable(str(exc))))
             raise
         limit = _timing_seconds / len(load.models)
         timings = tuple(

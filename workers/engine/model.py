@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -34,6 +34,7 @@ from workers.backends.base import (
     visible_device,
 )
 from workers.backends.device_faults import DeviceLost
+from workers.engine import blame
 from workers.engine.exchange import OutputMismatch, OutputRegions, made_up_inputs, read_inputs, warm_up_sizes
 from workers.engine.states import States, made_up
 from workers.engine.streaming import Exchange, LinkEnded, first_step, nobody, stream
@@ -42,8 +43,6 @@ from workers.link import Batch, Done, Failed, ModelToLoad, Region, Timing
 from workers.slots import SlotFile
 
 log = logging.getLogger(__name__)
-
-MAX_MESSAGE: Final = 500  # characters of a library's text that travel; enough for its first sentences
 
 
 class LoadedModel:
@@ -75,7 +74,7 @@ class LoadedModel:
         except ModelLoadError:
             raise
         except BaseException as exc:
-            raise ModelLoadError(f"{model.key} cannot be loaded: {_in_a_line(exc)}") from exc
+            raise ModelLoadError(f"{model.key} cannot be loaded: {blame.in_a_line(exc)}") from exc
         loaded = cls(spec, backend, slots)
         loaded.warm_up()
         loaded.capture(model.buckets)
@@ -103,7 +102,9 @@ class LoadedModel:
                     f"{spec.key}: no memory for a batch of {rows} rows; lower max_batch_size in model.yaml"
                 ) from exc
             except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
-                log.warning("%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, _in_a_line(exc))
+                log.warning(
+                    "%s is not warmed up, it refuses %d rows of zeros: %s", spec.key, rows, blame.in_a_line(exc)
+                )
                 return
 
     @property
@@ -144,7 +145,7 @@ class LoadedModel:
         try:
             return measure(lambda rows: self._try(inputs[rows], rows), inputs, seconds)
         except BaseException as exc:  # noqa: BLE001 - code of the model may raise anything
-            log.info("%s is not measured: %s", spec.key, _in_a_line(exc))
+            log.info("%s is not measured: %s", spec.key, blame.in_a_line(exc))
             return ()
 
     def _try(self, inputs: Arrays, rows: int) -> None:
@@ -211,20 +212,15 @@ class LoadedModel:
         return Done(batch.slot, batch.sequence, flight.regions, compute_us)
 
     def _failed(self, batch: Batch, exc: BaseException) -> Failed:
-        kind: Literal["error", "memory", "output"] = "error"
-        message = _in_a_line(exc)
-        if isinstance(exc, OutputMismatch):
-            kind, message = "output", str(exc)
-        elif isinstance(exc, MemoryError):
-            kind = "memory"
+        answer = blame.failed(batch, exc)
         # Each place is logged once with its lines of code: a model that always fails must not fill the disk. The text
         # of the exception stays out, since libraries quote their input in it.
         place = _place(exc)
-        if place not in self._seen:
+        if answer.kind != "invalid" and place not in self._seen:
             self._seen.add(place)
             code = "".join(traceback.format_tb(exc.__traceback__))
             log.warning("a batch of %s (%d rows) failed: %s\n%s", self.spec.key, batch.rows, place, code)
-        return Failed(batch.slot, batch.sequence, kind, message[:MAX_MESSAGE])
+        return answer
 
     def close(self) -> None:
         """Let go of the model; its complaints at this point are logged."""
@@ -279,8 +275,3 @@ def _place(exc: BaseException) -> str:
         innermost = innermost.tb_next
     where = f"{innermost.tb_frame.f_code.co_filename}:{innermost.tb_lineno}" if innermost is not None else "?"
     return f"{type(exc).__name__} in {where}"
-
-
-def _in_a_line(exc: BaseException) -> str:
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text}"[:MAX_MESSAGE] if text else type(exc).__name__

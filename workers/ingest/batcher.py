@@ -350,7 +350,7 @@ class Batcher:
         if failed.kind == "memory" and rows > 1:
             self._failures.out_of_memory(rows)
         if deliveries and self._is_trusted():
-            self._failures.failed(deliveries, failed)
+            self._failures.failed(flight, failed)
         else:
             self._forget(deliveries)
         self.pump()

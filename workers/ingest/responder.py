@@ -125,7 +125,8 @@ class Responder:
             return False
         if reply is not None and topics.is_replies(self._prefix, reply.topic):  # if not, the final part finds out
             headers = encode_stream_headers(origin.root, Status.PARTIAL, reply.token, index=index, run=place.run)
-            self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing)
+            # A partition that takes nothing loses parts: the final response says how many there were.
+            self._publisher.publish(reply.topic, reply.partition, (body, headers), _nothing, _nothing, _nothing)
         return True
 
     def _succeed_by_reference(self, delivery: Delivery, body: bytes, place: Place | None) -> None:

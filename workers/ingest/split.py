@@ -38,6 +38,11 @@ class Whole:
         self._missing -= 1
         return self._missing == 0
 
+    def first_row(self, part: Delivery) -> int:
+        """Where in the request a part's rows begin: all parts but the last are of one size."""
+        is_last = part.part == len(self._results) - 1
+        return self.delivery.rows - part.rows if is_last else part.part * part.rows
+
     def end(self) -> bool:
         """Settle the request; False when it was settled before."""
         was_over, self.is_over = self.is_over, True

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from headrace import InvalidRequest
+
 LONGEST_SIDE: Final = 2000
 SHORTEST_SIDE: Final = 30
 FLATTEST: Final = 8  # wider pages than 8:1 are framed, the detector has seen none
@@ -35,7 +37,7 @@ class Picture(NamedTuple):
 
 
 def open_page(content: bytes) -> Picture:
-    """Decode a page, and bring it within the sizes that the models were made for. Raises ValueError for no image."""
+    """Decode a page, and bring it within the sizes that the models were made for. Raises InvalidRequest."""
     pixels = _decoded(content)
     height, width = pixels.shape[:2]
     scaled = np.ascontiguousarray(pixels)
@@ -58,7 +60,7 @@ def _decoded(content: bytes) -> Pixels:
         msg = f"the page is no picture: its {len(content)} bytes are neither PNG nor JPEG nor another known format"
     except (OSError, Image.DecompressionBombError) as exc:
         msg = f"the page's picture cannot be decoded: {exc}"
-    raise ValueError(msg)
+    raise InvalidRequest(msg)
 
 
 def _border(height: int, width: int) -> int:
@@ -69,10 +71,10 @@ def _border(height: int, width: int) -> int:
 
 
 def scale_to_grain(pixels: Pixels, factor: float) -> Pixels:
-    """Scale by about `factor`, to sides that are multiples of the detector's grain. Raises ValueError for a sliver."""
+    """Scale by about `factor`, to sides that are multiples of the detector's grain. Raises InvalidRequest."""
     height, width = (round(int(side * factor) / GRAIN) * GRAIN for side in pixels.shape[:2])
     if not height or not width:
         msg = f"a page of {pixels.shape[1]} by {pixels.shape[0]} pixels leaves nothing to read at the detector's scale"
-        raise ValueError(msg)
+        raise InvalidRequest(msg)
     resized: Any = cv2.resize(pixels, (width, height))
     return np.asarray(resized, np.uint8)

@@ -13,17 +13,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace import InvalidRequest
+
 HEIGHT: Final = 48
 
 Pixels = NDArray[np.uint8]
 
 
 def open_crop(content: bytes) -> Pixels:
-    """The pixels of a PNG, BGR. Raises ValueError."""
-    found: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    """The pixels of a PNG, BGR. Raises InvalidRequest."""
+    found: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if found is None:
         msg = "a crop is no image"
-        raise ValueError(msg)
+        raise InvalidRequest(msg)
     return np.asarray(found, np.uint8)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL = range(7)
+from headrace import InvalidRows
+
+NOTHING, RAISE, KILL_ONCE, KILL_AND_DIFFER, SLOW, BULKY, KILL, REFUSE = range(8)
 
 
 class Counter:
@@ -23,6 +25,9 @@ class Counter:
         alive = {row for row in range(len(plan)) if plan[row, 0] > 0}
         try:
             while alive:
+                refused = {row: f"no more than {step}" for row in alive if plan[row, 1:3].tolist() == [REFUSE, step]}
+                if refused:
+                    raise InvalidRows(refused)
                 for row in alive:
                     self._trouble(plan[row].tolist(), step)
                 last = sorted(row for row in alive if plan[row, 0] == step + 1)

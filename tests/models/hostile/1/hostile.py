@@ -16,7 +16,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER, SHORT = range(11)
+from headrace import InvalidRequest, InvalidRows
+
+GOOD, RAISE, HANG, LEAK, EXIT, KILL, TOO_FEW, NO_MEMORY, GIVE_UP, KILL_WORKER, SHORT, REFUSE, NAME = range(13)
 LEAK_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -32,6 +34,7 @@ class Hostile:
         rows = inputs["row"]
         wishes = set(rows[:, 0].astype(int).tolist())
         self._misbehave(wishes)
+        refuse(rows[:, 0], wishes)
         if SHORT in wishes and len(rows) == 1:
             self._run_short(float(rows[0, 1]))
         total = rows[:, 1:].sum(axis=1, keepdims=True, dtype=np.float32)
@@ -60,6 +63,16 @@ class Hostile:
             kill_worker()
         if GIVE_UP in wishes:
             raise SystemExit(3)
+
+
+def refuse(asked: NDArray[Any], wishes: set[int]) -> None:
+    """Refuse the batch for its rows' sake, with ten megabytes of reasons, or name them."""
+    if REFUSE in wishes:
+        raise InvalidRequest("this row is no good " * 500_000)
+    if NAME in wishes:
+        raise InvalidRows(
+            {row: f"wish {int(asked[row])} is not granted" for row in np.flatnonzero(asked == NAME).tolist()}
+        )
 
 
 def kill_worker() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RAISE, SLOW, HANG, FLAKY, WEDGE = 1, 2, 3, 4, 5
+from headrace import InvalidRows
+
+RAISE, SLOW, HANG, FLAKY, REFUSE, WEDGE = 1, 2, 3, 4, 5, 6
 
 
 class Relay:
@@ -26,6 +28,9 @@ class Relay:
         if (due & (rows[:, 0] == RAISE)).any():
             msg = "asked to raise"
             raise ValueError(msg)
+        refused = np.flatnonzero(due & (rows[:, 0] == REFUSE))
+        if refused.size:
+            raise InvalidRows(dict.fromkeys(refused, "asked to refuse"))
         if (due & (rows[:, 0] == SLOW)).any():
             time.sleep(1.5)
         if (due & (rows[:, 0] == HANG)).any():

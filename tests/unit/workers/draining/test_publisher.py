@@ -141,3 +141,18 @@ async def test_what_cannot_be_diverted_waits_and_is_sent_again(bench: Bench) -> 
     bench.producer.over[0].set()
     await wait_until(lambda: b"letter" in bench.settled)
     assert bench.diverted == []
+
+
+async def test_a_burst_of_which_all_is_being_sent_is_no_reason_to_keep_the_others_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALLED_SECONDS", 0.02)
+    bench.producer.held.add(0)
+    for _ in range(64):
+        bench.publish(0, bytes(MIB))  # before the first turn: one send has them all
+    await bench.turn()
+    assert not bench.publisher.has_room
+    bench.clock.advance(1)
+    await wait_until(lambda: bench.publisher.has_room, "what is being sent fills the buffer", timeout=2)
+    bench.publish(1, b"other")
+    await wait_until(lambda: b"other" in bench.settled)

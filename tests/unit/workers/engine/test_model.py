@@ -14,8 +14,9 @@ from contracts.messages import Parameters
 from contracts.specs import ModelSpec
 from tests.engine_process import fill, python_model, rows_of, spec_in
 from workers.backends.base import Arrays, ModelContext
+from workers.engine.blame import MAX_MESSAGE
 from workers.engine.exchange import read_inputs
-from workers.engine.model import MAX_MESSAGE, LoadedModel
+from workers.engine.model import LoadedModel
 from workers.link import Batch, Done, Failed, ModelToLoad
 from workers.slots import SlotFile
 

@@ -7,6 +7,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace import InvalidRequest, InvalidRows
+
 from .strip import as_strip, open_crop
 
 WIDTH: Final = 192
@@ -17,5 +19,13 @@ class View:
 
     def infer(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Answer each `crop` with its `strip` and how much of it is `filled`."""
-        strips, filled = zip(*(as_strip(open_crop(crop), WIDTH) for crop in inputs["crop"]), strict=True)
+        crops, faults = [], {}
+        for row, content in enumerate(inputs["crop"]):
+            try:
+                crops.append(open_crop(content))
+            except InvalidRequest as exc:
+                faults[row] = str(exc)
+        if faults:  # crops of many pages share a batch
+            raise InvalidRows(faults)
+        strips, filled = zip(*(as_strip(crop, WIDTH) for crop in crops), strict=True)
         return {"strip": np.stack(strips), "filled": np.array(filled, np.int64)}

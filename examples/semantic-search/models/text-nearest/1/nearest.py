@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace import InvalidRequest
 from workers.backends.base import ModelContext
 
 DEFAULT_K: Final = 5
@@ -38,7 +39,7 @@ class Nearest:
         k = parameters.get("k", DEFAULT_K)
         if not isinstance(k, int) or not 1 <= k <= MOST:
             msg = f"parameter k is a whole number from 1 to {MOST}, not {k!r}"
-            raise ValueError(msg)
+            raise InvalidRequest(msg)
         scores = np.stack([self._vectors @ embedding for embedding in inputs["embedding"]])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return {
