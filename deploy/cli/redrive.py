@@ -57,6 +57,9 @@ class Redriver:
         if letter.is_cut:
             return Sending(letter, topic, 0, "its body was too large to be kept")
         count = await self._partitions(topic)
+        if not count and topics.lane_of(topic):  # it has been deleted meanwhile
+            topic = topics.without_lane(topic)
+            count = await self._partitions(topic)
         if not count:
             return Sending(letter, topic, 0, f"topic {topic} does not exist")
         same = topic == source.rpartition("/")[0] and number.isdecimal() and int(number) < count

@@ -28,12 +28,14 @@ from benchmarks.harness import (
 )
 from contracts import telemetry
 from contracts.adapters.redis import RedisDoor
+from contracts.clock import SystemClock
 from deploy.embedded.kafka_home import find_kafka_home, start_apache_kafka
 from deploy.embedded.processes import Server
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
+from tests.chaos import history
 from tests.chaos.hostile import HOSTILE
-from tests.chaos.load import FOLDER, MODEL, Load, deployment
+from tests.chaos.load import FOLDER, MODEL, PARTITIONS, Load, deployment
 from tests.chaos.pipelines import JOBS, PIPELINES
 from tests.chaos.scenarios import SCENARIOS, Figures, Fleet
 from tests.e2e.hostile_kit import hostile_fleet
@@ -73,17 +75,22 @@ async def run_scenario(
         await registry.set_manual(MODEL, None)  # an earlier scenario's
         await wait_for_workers(leases, MODEL, workers)
         async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="chaos") as client:
-            load = Load(client)
+            load, since_ms = Load(client), SystemClock().unix_ms()
             async with load.running(in_flight):
                 figures = await act(Fleet(stack, kafka or stack.kafka, redis, registry, leases, load), repeats)
             stats = client.stats()
+    kafka_settings = stack.settings().kafka
+    await history.settled(kafka_settings, MODEL, PARTITIONS)
+    finals = await history.read_finals(kafka_settings, "chaos", since_ms)
+    if name == "kill-broker":
+        finals = history.sent_once(finals)
     for error in load.errors[:3]:
         print(f"{name}: a caller saw {error}", file=sys.stderr)
     return {
         "scenario": name,
         "requests": load.sent,
         "lost": load.lost,
-        "doubled": load.doubled,
+        "doubled": history.judge(name, finals, load.answered, lambda _: 1 + stats.rebuilds),
         "mixed": load.mixed,
         "errors": len(load.errors),
         "repeats": stats.duplicate + stats.late,

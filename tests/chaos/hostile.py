@@ -9,8 +9,12 @@ from collections.abc import Awaitable, Callable, Iterator
 import numpy as np
 
 from benchmarks.harness import percentile
+from contracts.clock import SystemClock
 from contracts.messages import Status
-from tests.e2e.hostile_kit import GOOD, HANG, KILL, RAISE, Fleet, row
+from producer.settings import InboxSettings
+from tests.chaos import history
+from tests.e2e.hostile_kit import GOOD, HANG, KILL, PARTITIONS, RAISE, Fleet, row
+from tests.e2e.hostile_kit import HOSTILE as HOSTILE_MODEL
 from tests.helpers import wait_until
 
 ROWS = 32
@@ -50,15 +54,20 @@ class Judge:
         return percentile(np.array(self.latencies), 99)
 
 
-def _judged(judge: Judge, sent: int, bad: int) -> Figures:
-    """What must hold in every scenario: bad ones POISON, good ones OK, nobody mixed up."""
+async def _judged(fleet: Fleet, judge: Judge, sent: int, bad: int, since_ms: int) -> Figures:
+    """What must hold in every scenario: bad ones POISON, good ones OK, nobody mixed up, each answered once: workers may
+    lose their engines here, but keep their partitions.
+    """
+    kafka = fleet.stack.settings().kafka
+    await history.settled(kafka, HOSTILE_MODEL, PARTITIONS)
+    finals = await history.read_finals(kafka, InboxSettings().name, since_ms)
     wrong = sent - judge.statuses["OK:True"] - judge.statuses["POISON:False"]
     return {
         "requests": sent,
         "ok": judge.statuses["OK:True"],
         "poison": judge.statuses["POISON:False"],
         "lost": sent - judge.answered,
-        "doubled": 0,
+        "doubled": history.judge("hostile", finals, judge.answered),
         "mixed": judge.mixed,
         "errors": wrong + abs(bad - judge.statuses["POISON:False"]),
     }
@@ -71,13 +80,13 @@ async def _letters(fleet: Fleet, before: int, bad: int) -> int:
 
 async def poison(fleet: Fleet, repeats: int, in_flight: int) -> Figures:
     """One raising row in each 32, beside the same load without."""
-    batches, before = POISON_BATCHES * repeats, len(fleet.dead)
+    batches, before, since_ms = POISON_BATCHES * repeats, len(fleet.dead), SystemClock().unix_ms()
     base = Judge(fleet)
     await base.ask([GOOD] * (ROWS * batches // 4), in_flight)
     cuts = await fleet.metric("headrace_worker_cuts_total", reason="retry")
     judge = Judge(fleet)
     await judge.ask([RAISE if number % ROWS == ROWS // 4 else GOOD for number in range(ROWS * batches)], in_flight)
-    figures = _judged(judge, ROWS * batches, batches)
+    figures = await _judged(fleet, judge, ROWS * batches, batches, since_ms)
     forwards = await fleet.metric("headrace_worker_cuts_total", reason="retry") - cuts
     return {
         **figures,
@@ -96,7 +105,7 @@ def _crashing(requests: int) -> Iterator[int]:
 
 async def crash_poison(fleet: Fleet, repeats: int, in_flight: int) -> Figures:
     """Three rows that SIGKILL their engine and one that wedges it, among others."""
-    requests, before = CRASH_REQUESTS * repeats, len(fleet.dead)
+    requests, before, since_ms = CRASH_REQUESTS * repeats, len(fleet.dead), SystemClock().unix_ms()
     warm = Judge(fleet)
     await warm.ask([GOOD] * 200, in_flight)  # until the watchdog knows how long a batch takes
     deaths = await fleet.metric("headrace_engine_restarts_total")
@@ -104,7 +113,7 @@ async def crash_poison(fleet: Fleet, repeats: int, in_flight: int) -> Figures:
     judge = Judge(fleet)
     await judge.ask(list(_crashing(requests)), in_flight)
     seconds = time.monotonic() - started
-    figures = _judged(judge, requests, 4)
+    figures = await _judged(fleet, judge, requests, 4, since_ms)
     letters = await _letters(fleet, before, 4)
     attempts = [int(dict(letter.headers)["dead-attempts"] or 0) for letter in fleet.dead[before:]]
     return {

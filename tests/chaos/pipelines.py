@@ -32,6 +32,7 @@ from deploy.cli.history import scan
 from deploy.cli.lag import Lags
 from producer.client import InferenceClient
 from producer.settings import ClientSettings
+from tests.chaos import history
 from tests.e2e.pipeline_kit import CHAIN, FAN, PipelineFleet, pipeline_fleet, row
 
 Figures = dict[str, object]
@@ -58,7 +59,7 @@ async def pipeline(
             before = await _keys(fleet)
             async with _client(fleet) as client:
                 figures = await _load(fleet, client, shape, jobs, in_flight, (kill_seconds, harm or _kill))
-            return {**figures, **await _history(fleet, shape), "keys_left": await _keys_left(fleet, before)}
+            return {**figures, **await _history(fleet, shape, figures), "keys_left": await _keys_left(fleet, before)}
 
 
 def _client(fleet: PipelineFleet) -> InferenceClient:
@@ -96,7 +97,7 @@ async def _load(
     return {
         "requests": jobs,
         "lost": jobs - answered - len(errors),
-        "doubled": max(0, answered - jobs),
+        "answered": answered,
         "mixed": mixed,
         "errors": len(errors),
         "repeats": stats.duplicate + stats.late,
@@ -142,9 +143,10 @@ async def _move(fleet: PipelineFleet, shape: str) -> str:
     return "joiner" if joiners and fleet.stack.kill_worker(random.choice(joiners)) else "nothing"
 
 
-async def _history(fleet: PipelineFleet, shape: str) -> Figures:
+async def _history(fleet: PipelineFleet, shape: str, figures: Figures) -> Figures:
     """What the log says: ids that do not follow from their place, steps that ran again, answers and held parts."""
     settings = HeadraceSettings(kafka=KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap)).kafka
+    held = await _held(settings, ModelVersion(shape, 1))
     found = await scan(settings, lambda topic: topic.startswith("headrace.requests.relay."), _is_step, since_ms=0)
     wrong, asked = 0, Counter[str]()
     for record in found.records:
@@ -153,10 +155,17 @@ async def _history(fleet: PipelineFleet, shape: str) -> Figures:
         assert hop is not None
         wrong += headers.id != child_id(hop.job, hop.step, hop.branch)
         asked[headers.id] += 1
+
+    def runs(job: str) -> int:
+        """A chain's last step runs as often as it is asked. A fan's joins are fired once more after each fault."""
+        return asked[child_id(job, "three", ())] if shape == "chain" else 1 + int(str(figures["faults"]))
+
+    finals = await history.read_finals(settings, "chaos", since_ms=0)
     return {
+        "doubled": history.judge(shape, finals, int(str(figures["answered"])), runs),
         "wrong_ids": wrong,
         "asked_again": sum(count - 1 for count in asked.values()),
-        "held": await _held(settings, ModelVersion(shape, 1)),
+        "held": held,
     }
 
 

@@ -61,12 +61,12 @@ class Fleet:
 
     # --- raw records --------------------------------------------------------------------------------------------------
 
-    async def publish(self, value: bytes | None, headers: Headers, partition: int = 0) -> str:
+    async def publish(self, value: bytes | None, headers: Headers, partition: int = 0, *, topic: str = REQUESTS) -> str:
         """Send a record as it is, with an id and a reply address unless it has its own; returns the id."""
         name = unique_name("raw")
         given = {"v": b"1.0", "id": name.encode(), "re": f"{REPLIES}/0/raw".encode(), "ttl": b"30000"} | dict(headers)
         pairs = list(given.items())
-        await self.producer.send_and_wait(REQUESTS, partition, value, pairs, key=b"raw")
+        await self.producer.send_and_wait(topic, partition, value, pairs, key=b"raw")
         return given["id"].decode("ascii", "replace")
 
     async def response_to(self, name: str, seconds: float = 20.0) -> Response:
@@ -146,23 +146,25 @@ class Fleet:
         return [port for log in logs for port in re.findall(r"metrics on http://127\.0\.0\.1:(\d+)/", log.read_text())]
 
 
-def deployment(workers: int = 1) -> DeploymentSpec:
+def deployment(workers: int = 1, *, lanes: bool = False) -> DeploymentSpec:
     return DeploymentSpec(
         model=HOSTILE.model,
         version=HOSTILE.version,
         workers=WorkersSpec(min=workers, max=workers),
         device=DeviceSpec(kind="cpu", compute=25, memory_mib=64),
-        topic=TopicSpec(partitions=PARTITIONS),
+        topic=TopicSpec(partitions=PARTITIONS, lanes=lanes),
         allow_code=True,
     )
 
 
 @asynccontextmanager
-async def hostile_fleet(folder: Path, env: Mapping[str, str], workers: int = 1) -> AsyncIterator[Fleet]:
+async def hostile_fleet(
+    folder: Path, env: Mapping[str, str], workers: int = 1, *, lanes: bool = False
+) -> AsyncIterator[Fleet]:
     """A stack of its own with workers that serve the hostile model."""
     async with EmbeddedStack(folder, kafka="embedded", env={"HEADRACE_WORKER__METRICS_PORT": "0", **env}) as stack:
         async with control(stack) as (registry, leases):
-            await deploy(registry, FOLDER, deployment(workers))
+            await deploy(registry, FOLDER, deployment(workers, lanes=lanes))
             await wait_for_workers(leases, HOSTILE, workers)
         known = stack.settings()
         admin, producer, reader = Admin(known.kafka), Producer(known.kafka), Reader(known.kafka)

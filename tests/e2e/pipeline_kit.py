@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import control, wait_for_workers
+from contracts.adapters.kafka import Record
 from contracts.adapters.leases import Leases
 from contracts.adapters.registry import RegisteredModel, Registry
+from contracts.codec import decode_response
+from contracts.messages import Response
 from contracts.names import ModelVersion
+from contracts.settings import KafkaSettings
 from contracts.specs import DeploymentSpec, DeviceSpec, TopicSpec, WorkersSpec, parse_model
+from deploy.cli.history import scan
+from deploy.cli.lag import Lags
 from deploy.embedded.servers import KafkaChoice
 from deploy.embedded.stack import EmbeddedStack
 from producer.client import InferenceClient
@@ -23,7 +29,7 @@ from tests.e2e.fleet_kit import apply
 
 FOLDER = Path(__file__).resolve().parents[1] / "models/relay/1"
 PARTITIONS = 8
-RAISE, SLOW, HANG, FLAKY, REFUSE = 1, 2, 3, 4, 5
+RAISE, SLOW, HANG, FLAKY, REFUSE, WEDGE = 1, 2, 3, 4, 5, 6
 
 CHAIN = """
 name: chain
@@ -104,6 +110,37 @@ class PipelineFleet:
                 allow_code=True,
             )
         )
+
+    async def records(self, head: str, job: str) -> list[Record]:
+        """What is in the log of a job, in topics whose names begin so; oldest first."""
+        found = await scan(
+            self.kafka,
+            lambda topic: topic.startswith(head),
+            lambda _, headers: job.encode() in (headers.get("job"), headers.get("id")),
+            since_ms=0,
+        )
+        return found.records
+
+    async def answers(self, job: str) -> list[Response]:
+        """What was written to reply topics for a job, whoever read it."""
+        return [decode_response(r.headers, r.value)[0] for r in await self.records("headrace.replies.", job)]
+
+    async def holds_nothing(self, pipelines: Mapping[str, int]) -> bool:
+        """Whether all requests to the relays and to these pipelines, with so many partitions each, are committed; and
+        the parts of those that are not fused.
+        """
+        keys = {ModelVersion(name, 1): count for name, count in pipelines.items()}
+        relays = {ModelVersion("relay", version): PARTITIONS for version in (1, 2, 3)}
+        lags = Lags(self.kafka)
+        try:
+            joins = await lags.read_joins({key: n for key, n in keys.items() if not key.model.endswith("-fused")})
+            return set((await lags.read(keys | relays) | joins).values()) == {0}
+        finally:
+            await lags.close()
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        return KafkaSettings(bootstrap=self.stack.kafka_bootstrap)
 
     async def workers(self, version: int, count: int = 1) -> None:
         """Wait for a version's workers."""

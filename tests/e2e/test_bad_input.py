@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from contracts import topics
 from contracts.codec import encode_request
 from contracts.dead_letters import parse_dead_letter
 from contracts.errors import InvalidRequest
@@ -24,6 +25,7 @@ from tests.e2e.hostile_kit import (
     GIVE_UP,
     GOOD,
     HANG,
+    HOSTILE,
     KILL,
     KILL_WORKER,
     LEAK,
@@ -268,6 +270,17 @@ async def test_a_request_that_fits_into_memory_later_is_answered_then_and_not_be
     assert response["sum"].to_numpy().item() == 7.0
     assert response.receipt.attempt == 2
     assert time.monotonic() - started >= 0.5
+
+
+async def test_a_retry_whose_lane_is_gone_goes_to_the_request_topic(fleet: Fleet) -> None:
+    home = {"retry-source": f"{topics.lane(REQUESTS, 'high')}/1/5".encode(), "attempt": b"2"}
+    topic = topics.retry("headrace", *HOSTILE)
+    name = await fleet.publish(body(GOOD, 3.0), home, topic=topic)
+    behind = await fleet.publish(body(GOOD, 2.0), home | {"retry-source": f"{REQUESTS}/1/6".encode()}, topic=topic)
+    response = await fleet.response_to(name)
+    assert (response.status, response.receipt.attempt) == (Status.OK, 2)
+    assert response["sum"].to_numpy().item() == 3.0
+    assert (await fleet.response_to(behind)).status is Status.OK
 
 
 async def test_a_retry_that_would_come_after_the_deadline_is_not_made(fleet: Fleet) -> None:

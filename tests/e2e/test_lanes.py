@@ -39,6 +39,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 BATCH, BATCH_SECONDS = 16, 0.025
 BACKLOG = 4000
 """Of each lane: together some twelve seconds of work."""
+FLOOD, FLOOD_BATCH = 20_000, 64
+"""Low requests, eight seconds of work."""
 MODEL = """
 import time
 
@@ -115,7 +117,7 @@ async def connected(reader: Reader) -> AsyncIterator[Reader]:
 
 
 @asynccontextmanager
-async def running(root: Path, kafka: KafkaName, servers: ServerPool) -> AsyncIterator[Fleet]:
+async def running(root: Path, kafka: KafkaName, servers: ServerPool, *, batch: int = BATCH) -> AsyncIterator[Fleet]:
     servers.kafka(kafka)  # skips, or fails in continuous integration, where there is none
     folder = root / "models" / "slow" / "1"
     folder.mkdir(parents=True)
@@ -123,7 +125,7 @@ async def running(root: Path, kafka: KafkaName, servers: ServerPool) -> AsyncIte
     side = [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]
     spec = {
         "name": "slow", "version": 1, "backend": "python", "inputs": side,
-        "outputs": [{**side[0], "name": "y"}], "batching": {"max_batch_size": BATCH},
+        "outputs": [{**side[0], "name": "y"}], "batching": {"max_batch_size": batch},
     }  # fmt: skip
     (folder / "model.yaml").write_text(yaml.safe_dump(spec))
     async with (
@@ -133,7 +135,7 @@ async def running(root: Path, kafka: KafkaName, servers: ServerPool) -> AsyncIte
         known = stack.settings()
         settings = load_settings(
             ClientSettings, kafka=known.kafka.model_dump(), redis=known.redis.model_dump(),
-            client={"max_in_flight": 3 * BACKLOG, "ttl_seconds": 100},
+            client={"max_in_flight": FLOOD + 3 * BACKLOG, "ttl_seconds": 100},
         )  # fmt: skip
         async with InferenceClient(settings) as client:
             yield Fleet(root, stack, control, client)
@@ -203,6 +205,23 @@ async def nothing_waits(fleet: Fleet) -> bool:
         return not any([*(await lags.read({SLOW: 4})).values(), *found.values()])
     finally:
         await lags.close()
+
+
+async def test_high_requests_pass_twenty_thousand_low_ones_all_the_while(tmp_path: Path, servers: ServerPool) -> None:
+    async with running(tmp_path, "embedded", servers, batch=FLOOD_BATCH) as fleet:
+        await fleet.apply(lanes=True)
+        assert await answers(await fleet.submit([1], "high")) == [2]
+        low = await fleet.submit(range(FLOOD), "low")
+        slowest, passed = 0.0, 0
+        while (left := FLOOD - done(low)) > FLOOD // 10:
+            started = time.monotonic()
+            assert await answers(await fleet.submit(range(5), "high")) == [0, 2, 4, 6, 8]
+            slowest, passed = max(slowest, time.monotonic() - started), passed + 5
+        print(f"{passed} high passed, five in {slowest:.3f} s at most, {left} low ones left")
+        assert await answers(low) == [2 * value for value in range(FLOOD)]
+        assert passed >= 50
+        assert slowest < 1.0 + 20 * BATCH_SECONDS
+        await wait_until(lambda: nothing_waits(fleet))
 
 
 async def test_lanes_come_and_go_while_the_model_serves(tmp_path: Path, servers: ServerPool) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from contracts.messages import Response, Status
 from tests.e2e.pipeline_kit import HANG, RAISE, REFUSE, PipelineFleet, fused, pipeline_fleet, row
+from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -55,6 +56,15 @@ PATIENT = (
     .replace("mute: {model: relay@2", "mute: {model: relay@3")  # or one would wait for the other's nap
     .replace("mute.row]}", "mute.row]}, require: best_effort")
 )
+LINE = f"""
+name: line
+{HEAD}
+steps:
+  one: {{model: relay@1, inputs: {{row: input.row}}}}
+  mute: {{model: relay@2, inputs: {{row: one.row}}}}
+  three: {{model: relay@3, inputs: {{row: mute.row}}}}
+outputs: {{row: three.row}}
+"""
 
 
 async def ask(fleet: PipelineFleet, name: str, rows: np.ndarray, ttl: float = 20.0) -> Response:
@@ -67,17 +77,22 @@ async def ask(fleet: PipelineFleet, name: str, rows: np.ndarray, ttl: float = 20
 
 async def test_every_job_ends_as_documented_by_its_deadline(tmp_path: Path) -> None:
     async with pipeline_fleet(tmp_path) as fleet:
-        chained = (PICKY, CROWD, NEVER, PATIENT)
-        await fleet.apply(*chained, *map(fused, chained[:3]))
+        chained = (PICKY, CROWD, NEVER, LINE, PATIENT)
+        await fleet.apply(*chained, *map(fused, chained[:4]))
         await asyncio.gather(
             a_step_never_answers(fleet, "never"),
             a_step_never_answers(fleet, "never-fused"),
             a_step_may_be_missing(fleet),
+            a_step_of_a_chain_never_answers(fleet, "line"),
+            a_step_of_a_chain_never_answers(fleet, "line-fused"),
         )
         for name in ("crowd", "crowd-fused"):  # first, for its workers are not those that still hang
             await a_map_has_any_width(fleet, name)
         for name in ("picky", "picky-fused"):
             await a_step_fails(fleet, name)
+        for name in ("line", "line-fused"):  # no other final came
+            assert len(await fleet.answers(f"{name}-never")) == 1
+        await wait_until(lambda: fleet.holds_nothing({"line": 2, "line-fused": 2}), "offsets are held back", timeout=30)
 
 
 async def a_step_fails(fleet: PipelineFleet, name: str) -> None:
@@ -124,3 +139,18 @@ async def a_step_may_be_missing(fleet: PipelineFleet) -> None:
     patient = await ask(fleet, "patient", row(1), TTL)
     assert (patient.status, patient.parameters) == (Status.OK, {"missing": "mute"})
     assert patient["row"].to_numpy()[0, 1] == 2
+
+
+async def a_step_of_a_chain_never_answers(fleet: PipelineFleet, name: str) -> None:
+    """There is no join to say so: the client does, and the fleet when the engine has come back, or been killed."""
+    inputs, job, began = {"row": row(1, HANG, at=1)}, f"{name}-never", time.monotonic()
+    never = await fleet.client.infer(name, inputs, request_id=job, ttl_seconds=TTL, raise_on_error=False)
+    assert time.monotonic() - began < TTL + 2.5
+    assert never.status is Status.DEADLINE_EXCEEDED
+
+    async def is_answered() -> bool:
+        return bool(await fleet.answers(job))
+
+    await wait_until(is_answered, f"{job} has no final in the log", timeout=20)
+    (final,) = await fleet.answers(job)
+    assert final.status is Status.DEADLINE_EXCEEDED

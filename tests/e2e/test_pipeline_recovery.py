@@ -15,22 +15,18 @@ import pytest_asyncio
 
 from benchmarks.harness import wait_for_workers
 from contracts import topics
-from contracts.adapters.kafka import Record
-from contracts.codec import decode_headers, decode_response
+from contracts.codec import decode_headers
 from contracts.errors import Cancelled, DeadlineExceeded, PoisonRequest
 from contracts.messages import ReplyAddress, Response, Status
 from contracts.names import ModelVersion
-from contracts.settings import KafkaSettings
-from deploy.cli.history import scan
 from deploy.cli.timeline import describe, lines_of
 from producer.handle import Handle
 from tests.e2e.conftest import headrace_program
-from tests.e2e.pipeline_kit import CHAIN, FAN, SLOW, PipelineFleet, fused, pipeline_fleet, row
+from tests.e2e.pipeline_kit import CHAIN, FAN, FLAKY, SLOW, PipelineFleet, fused, pipeline_fleet, row
 from tests.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
-FLAKY = 4
 SHORT = {"HEADRACE_WORKER__RETRY_DELAYS_SECONDS": "[0.2, 0.2, 0.2]", "HEADRACE_WORKER__METRICS_PORT": "0"}
 AGAIN = """
 name: again
@@ -50,17 +46,6 @@ async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipel
     async with pipeline_fleet(tmp_path_factory.mktemp("recovery"), env=SHORT) as running:
         await running.apply(AGAIN, FAN, CHAIN, fused(AGAIN), fused(FAN))
         yield running
-
-
-async def records(fleet: PipelineFleet, head: str, job: str) -> list[Record]:
-    """What is in the log of a job, oldest first."""
-    found = await scan(
-        KafkaSettings(bootstrap=fleet.stack.kafka_bootstrap),
-        lambda topic: topic.startswith(head),
-        lambda _, headers: job.encode() in (headers.get("job"), headers.get("id")),
-        since_ms=0,
-    )
-    return found.records
 
 
 def value(answer: Response) -> float:
@@ -94,11 +79,6 @@ async def replayed(fleet: PipelineFleet, model: str, job: str, *options: str) ->
     return (await process.communicate())[0].decode()
 
 
-async def statuses(fleet: PipelineFleet, job: str) -> list[Response]:
-    found = await records(fleet, "headrace.replies.", job)
-    return [decode_response(record.headers, record.value)[0] for record in found]
-
-
 @pytest.mark.parametrize(
     ("name", "box", "base"),
     [("again", "relay", 3000), ("again-fused", "again-fused", 4000), ("fan-fused", "fan-fused", 5000)],
@@ -114,12 +94,12 @@ async def test_a_letter_of_a_chain_or_a_fused_pipeline_that_is_sent_again_brings
     )
 
     async def answers(count: int) -> bool:
-        return len(await statuses(fleet, job)) >= count
+        return len(await fleet.answers(job)) >= count
 
     await wait_until(partial(answers, 1), "the job has no answer")
     await replayed(fleet, box, job, "--ttl", "30")
     await wait_until(partial(answers, 2), "the letter led to nothing")
-    first, second = await statuses(fleet, job)
+    first, second = await fleet.answers(job)
     assert (first.status, second.status) == (Status.POISON, Status.OK)
     assert second.model == name
     tensor = second["head" if name.startswith("fan") else "row"].to_numpy()
@@ -132,7 +112,7 @@ async def test_a_letter_of_a_step_goes_to_no_other_version_than_its_plan_has_pin
     assert "step two" in str(failed.value)
     said = await replayed(fleet, "relay", "pinned-job", "--to-version", "3")
     assert "plan has pinned the version" in said
-    assert len(await statuses(fleet, "pinned-job")) == 1
+    assert len(await fleet.answers("pinned-job")) == 1
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
@@ -155,7 +135,7 @@ async def test_the_receipt_of_a_job_adds_up_the_way_that_its_answer_waited_for(f
 
 
 async def traced(fleet: PipelineFleet, job: str) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = describe(job, lines_of(await records(fleet, "headrace.", job), "headrace"))["steps"]
+    steps: list[dict[str, Any]] = describe(job, lines_of(await fleet.records("headrace.", job), "headrace"))["steps"]
     return steps
 
 
@@ -219,5 +199,5 @@ async def test_a_fused_job_that_is_cancelled_or_late_ends_and_leaves_the_worker_
     assert time.monotonic() - started < 3.1  # what runs is not interrupted; the client's own timer is 2 s behind
     assert [value(await job.result()) for job in running] == [3, 4]
     assert value(await client.infer("again-fused", {"row": row(9)})) == 12
-    steps = [decode_headers(record.headers) for record in await records(fleet, "headrace.requests.", waiting.id)]
+    steps = [decode_headers(record.headers) for record in await fleet.records("headrace.requests.", waiting.id)]
     assert len(steps) == 1  # the submission; the rest is memory

@@ -314,9 +314,19 @@ class BatchQueue:
 
     def remove(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         """Take out every delivery for which `unwanted` is true."""
+        removed = [] if self._order is None else self._order.remove(unwanted)
+        leaving = self._take_out(unwanted)
+        for delivery in leaving:
+            self.settled(delivery)
+        return leaving + removed
+
+    def expired(self, now: float) -> list[Delivery]:
+        """Take out every delivery whose deadline has passed; those behind one of its key wait until it is settled."""
+        return self._take_out(lambda delivery: delivery.deadline <= now)
+
+    def _take_out(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
         groups, self._groups = list(self._groups), deque()
         queued = [d for lane in self._lanes for line in lane.values() for d in line.everything()]
-        removed = [] if self._order is None else self._order.remove(unwanted)
         for lane in self._lanes:
             lane.clear()
         self.rows = 0 if self._order is None else self._order.rows
@@ -331,9 +341,7 @@ class BatchQueue:
                 self.rows += delivery.rows
                 self._count((delivery,), 1)
                 self._admit(delivery)
-        for delivery in leaving:
-            self.settled(delivery)
-        return leaving + removed
+        return leaving
 
 
 def _is_old(delivery: Delivery, now: float) -> bool:

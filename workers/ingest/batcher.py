@@ -83,12 +83,7 @@ class Batcher:
         self.queue = BatchQueue(per_key=spec.keeps_order)
         self._gate = Gate(spec.sequences, clock=clock, answers=responder, settle=self._settle, cancelled=cancelled)
         self._failures = Failures(
-            spec,
-            queue=self.queue,
-            policy=self._policy,
-            answers=self._responder,
-            suspects=suspects,
-            settle=self._settle,
+            spec, queue=self.queue, policy=self._policy, answers=self._responder, suspects=suspects, settle=self._settle
         )
         self._streams = Streams(
             slots=self._slots,
@@ -234,7 +229,7 @@ class Batcher:
     def _refuse_late(self, delivery: Delivery, message: str) -> None:
         _refused.inc(delivery.rows)
         self._responder.fail(delivery, Status.DEADLINE_EXCEEDED, message, retryable=True)
-        self.queue.settled(delivery)
+        self._settle(delivery)
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
@@ -394,6 +389,12 @@ class Batcher:
             self._suspects.dropped(delivery)
             forget(delivery)
         self.look()
+
+    def expire(self) -> None:
+        """Answer what has waited in vain for an engine."""
+        now = self._clock.monotonic()
+        if self._is_trusted() and self._refuse_all(self.queue.expired(now), now):
+            self.look()
 
     def stop(self) -> None:
         """Cut no further batch."""

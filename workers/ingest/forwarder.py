@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from contracts import retries, topics
-from contracts.adapters.kafka import Outgoing, Partition, Producer, Reader, Record
+from contracts.adapters.kafka import Outgoing, Partition, Producer, Reader, Record, TopicMissing
 from contracts.errors import TransportError
 from workers.draining.broker_time import BrokerTime
 from workers.ingest import metrics
@@ -151,12 +151,22 @@ class Forwarder:
             by_home[home].append((record.value, headers, record.key or b""))
         try:
             for home, records in by_home.items():
-                await desk.producer.publish_many(home.topic, home.partition, records, timeout_seconds=_SEND_SECONDS)
+                await self._send_home(home, records)
         except TransportError:
             lane.waiting.extendleft(reversed(due))
             raise
         metrics.FORWARDED.inc(len(due))
         lane.done = due[-1].offset + 1
+
+    async def _send_home(self, home: retries.Home, records: Sequence[Outgoing]) -> None:
+        producer, requests = self._desk.producer, self._desk.requests
+        try:
+            await producer.publish_many(home.topic, home.partition, records, timeout_seconds=_SEND_SECONDS)
+        except TopicMissing:
+            if home.topic == requests:
+                raise
+            # A lane that was deleted: all that wait behind would wait for ever.
+            await producer.publish_many(requests, home.partition, records, timeout_seconds=_SEND_SECONDS)
 
     async def _commit(self, reader: Reader, lanes: Iterable[_Lane]) -> None:
         moved = {lane.partition: lane for lane in lanes if lane.done > lane.committed}

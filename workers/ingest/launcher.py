@@ -66,6 +66,9 @@ class Launching(Protocol):
     def failed(self, failed: Failed) -> None:
         """The engine could not compute one of its batches."""
 
+    def expire(self) -> None:
+        """There is no engine; answer those who cannot wait for one any longer."""
+
     def timed(self, timings: Sequence[Timing]) -> None:
         """The engine has measured batches of several sizes."""
 
@@ -267,3 +270,8 @@ class Launcher:
         self._pool = SlotPool(self.slots.count)
         for batches in self._models:
             batches.engine_lost(was_alone=was_alone)
+
+    def expire(self) -> None:
+        """Answer requests whose time is over; to be called now and then while there is no engine: no cut says so."""
+        for batches in self._models:
+            batches.expire()

@@ -1,6 +1,7 @@
 """Ends engines that cannot be waited for: wedged ones at once, bloated ones between two batches.
 
-What such an engine held is run again by the next one, alone; the node agent starts it as soon as the old one is gone.
+What such an engine held is run again by the next one, alone; the node agent starts it as soon as the old one is gone,
+later after several deaths. Requests whose time is over meanwhile are answered.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Warden:
             await asyncio.sleep(_LOOK_SECONDS)
             looks += 1
             self._look()
+            if not self._link.is_ready:
+                self._launcher.expire()
             if self._memory_mib is not None and looks % _WEIGH_EVERY == 0:
                 self._weigh(self._memory_mib)
 

@@ -34,16 +34,19 @@ class Box:
         self.model = unique_name("m")
         self.requests = topics.requests(settings.prefix, self.model, 1)
 
-    def fill(self, *letters: tuple[str, Reason]) -> None:
-        asyncio.run(self._fill(letters))
+    def fill(self, *letters: tuple[str, Reason], source: str = "", also: str = "") -> None:
+        """Put letters aside that came from a topic, by default version 1's; `also` is one more topic that there is."""
+        asyncio.run(self._fill(letters, source or self.requests, also))
 
-    async def _fill(self, letters: tuple[tuple[str, Reason], ...]) -> None:
+    async def _fill(self, letters: tuple[tuple[str, Reason], ...], source: str, also: str) -> None:
         admin, producer = Admin(self.settings), Producer(self.settings)
         await asyncio.gather(admin.open(), producer.open())
         dead = topics.dead(self.settings.prefix, self.model)
         await admin.ensure_topic(dead, 1)
         await admin.ensure_topic(self.requests, 3)
         await admin.ensure_topic(topics.requests(self.settings.prefix, self.model, 2), 3)
+        if also:
+            await admin.ensure_topic(also, 3)
         by = Undertaker(f"{self.model}@1", "sha256:abc", "lease-1", 17, "somewhere")
         for number, (name, reason) in enumerate(letters):
             own = encode_headers(RequestHeaders(name, None, 5000, attempt=3)) if name else [("junk", b"\xff")]
@@ -52,22 +55,22 @@ class Box:
                 by,
                 reason=reason,
                 message="it does not like this",
-                source=f"{self.requests}/2/{number}",
+                source=f"{source}/2/{number}",
                 time_ms=1_700_000_000_000 + number,
                 attempts=3,
             )
             await producer.send_and_wait(dead, 0, BODY, headers)
         await asyncio.gather(admin.close(), producer.close())
 
-    def sent(self, version: int = 1) -> list[Record]:
-        """What was sent to a version's request topic."""
-        return asyncio.run(self._sent(version))
+    def sent(self, version: int = 1, lane: str = "normal") -> list[Record]:
+        """What was sent to a version's request topic, or to a lane of it."""
+        return asyncio.run(self._sent(topics.lane(topics.requests(self.settings.prefix, self.model, version), lane)))
 
-    async def _sent(self, version: int) -> list[Record]:
+    async def _sent(self, topic: str) -> list[Record]:
         found: list[Record] = []
         reader = Reader(self.settings)
         await reader.open()
-        partitions = [Partition(topics.requests(self.settings.prefix, self.model, version), n) for n in range(3)]
+        partitions = [Partition(topic, n) for n in range(3)]
         left = sum(end - first for first, end in (await reader.bounds(partitions)).values())
         reader.assign(partitions)
         for partition in partitions:
@@ -151,6 +154,21 @@ def test_a_replay_may_ask_another_version_and_only_some_letters(box: Box, call: 
     assert sorted(dict(record.headers)["id"] or b"" for record in box.sent(2)) == [b"a", b"c"]
     assert box.sent(1) == []
     assert "was never deployed" in call("replay", box.model, "--to-version", "9", status=2)
+
+
+def test_a_letter_goes_back_to_its_lane_or_where_that_is_gone_to_the_request_topic(box: Box, call: Any) -> None:
+    high, low = (topics.lane(box.requests, priority) for priority in ("high", "low"))
+    box.fill(("a", "poison"), source=low, also=low)
+    box.fill(("b", "poison"), source=high)
+    done = json.loads(call("replay", box.model, "--json"))
+    assert done["to"] == {low: 1, box.requests: 1}
+    assert [dict(record.headers)["id"] for record in box.sent(lane="low")] == [b"a"]
+    (record,) = box.sent()
+    assert dict(record.headers)["id"] == b"b"
+    box.fill(source=high, also=high)
+    assert json.loads(call("replay", box.model, "b", "--json"))["to"] == {high: 1}
+    other = topics.requests(box.settings.prefix, box.model, 2)  # which has no lanes
+    assert json.loads(call("replay", box.model, "a", "--to-version", "2", "--json"))["to"] == {other: 1}
 
 
 def test_letters_are_deleted_before_a_moment_or_all(box: Box, call: Any) -> None:

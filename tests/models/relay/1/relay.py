@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from headrace import InvalidRows
 
-RAISE, SLOW, HANG, FLAKY, REFUSE = 1, 2, 3, 4, 5
+RAISE, SLOW, HANG, FLAKY, REFUSE, WEDGE = 1, 2, 3, 4, 5, 6
 
 
 class Relay:
@@ -34,6 +35,8 @@ class Relay:
             time.sleep(1.5)
         if (due & (rows[:, 0] == HANG)).any():
             time.sleep(5)  # longer than its callers wait; for ever, only stopping would take longer
+        if (due & (rows[:, 0] == WEDGE)).any():
+            threading.Event().wait()
         for value, times in rows[due & (rows[:, 0] == FLAKY), 1:3].tolist():  # the third column: how often it fails
             self._tried[value] += 1
             if self._tried[value] <= times:

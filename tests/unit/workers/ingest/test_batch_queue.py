@@ -261,3 +261,21 @@ def test_old_requests_of_a_lane_go_ahead_of_its_share_only_so_far() -> None:
     ready, _ = queue.take(None, 64, 9.0)
     assert [d.lane for d in ready[:PROMOTED_ROWS]] == [LOW] * PROMOTED_ROWS
     assert Counter(d.lane for d in ready[PROMOTED_ROWS:]) == {HIGH: 45, LOW: 3}
+
+
+def test_whatever_has_expired_can_be_taken_out_wherever_it_waits() -> None:
+    queue = BatchQueue(per_key=True)
+    patient = delivery(deadline=30.0, taken=0.0)
+    late = delivery(deadline=10.0, taken=9.0)  # not the head of its line: the other has waited longer
+    suspects = [delivery(deadline=9.0), delivery(deadline=40.0)]
+    first, second = delivery(deadline=8.0, record_key=b"k"), delivery(deadline=50.0, record_key=b"k")
+    for each in (patient, late, first, second):
+        queue.put(each)
+    queue.put_groups([suspects])
+    assert queue.expired(7.9) == []
+    gone = queue.expired(10.0)
+    assert {id(d) for d in gone} == {id(late), id(suspects[0]), id(first)}
+    assert queue.next_group() == [suspects[1]]
+    queue.settled(first)  # only now, when it has been answered, does the next of its key go on
+    assert queue.rows == 2
+    assert {id(d) for d in queue.take(None, 9, 10.0)[0]} == {id(patient), id(second)}

@@ -136,6 +136,9 @@ class Model:
     def timed(self, timings: Sequence[Timing]) -> None:
         pass
 
+    def expire(self) -> None:
+        pass
+
     def engine_lost(self, *, was_alone: bool) -> None:
         self.lost += (was_alone,)
 
