@@ -59,9 +59,7 @@ class Batcher:
         suspects: Suspects,
         worker: str,
     ) -> None:
-        """`is_trusted` is asked before an error is answered: the engine of a worker in doubt was perhaps killed under
-        it, and its next owner may still answer OK. What a worker in doubt cannot answer waits until it knows.
-        """
+        """`is_trusted` is asked before an error is answered; in doubt it waits, since a next owner may answer OK."""
         self._spec = spec
         self._launcher = launcher
         self._slots = launcher.slots
