@@ -99,14 +99,13 @@ def _check(node: Node, guard: Guard, context: Context) -> Outcome | None:
 def gathered(member: Member, context: Context) -> Inputs | Failure | Pending | Skip:
     """All inputs of a member; a failure among them wins, then what is not known yet, then a skip."""
     found = [(binding.name, resolve(binding.alternatives, context.env, context.pending)) for binding in member.bindings]
+    inputs = {name: _tensor(name, value) for name, value in found if isinstance(value, (Tensor, Constant))}
+    if len(inputs) == len(found):
+        return inputs
     failure = first_failure((value for _, value in found if isinstance(value, Failure)), context.ranks)
     if failure is not None:
         return failure
-    if any(isinstance(value, Pending) for _, value in found):
-        return Pending()
-    if any(value is None for _, value in found):
-        return Skip()
-    return {name: _tensor(name, value) for name, value in found if isinstance(value, (Tensor, Constant))}
+    return Pending() if any(isinstance(value, Pending) for _, value in found) else Skip()
 
 
 def _tensor(name: str, value: Tensor | Constant) -> Tensor:
@@ -136,6 +135,8 @@ def _repeat(tensor: Tensor, rows: int) -> Tensor:
 
 def constants_of(member: Member, context: Context) -> set[str]:
     """The inputs of a member that a constant decides."""
+    if not any(isinstance(one, Constant) for binding in member.bindings for one in binding.alternatives):
+        return set()
     return {
         binding.name
         for binding in member.bindings

@@ -101,7 +101,8 @@ class Onward:
         self, origin: Origin, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
     ) -> None:
         """The model answered. The outputs may be views: what is needed of them is copied before this returns."""
-        hop, plan = _hop(origin), self._plans.get(_hop(origin).plan)
+        hop = _hop(origin)
+        plan = self._plans.get(hop.plan)
         if plan is None or missing(plan, hop.step, [_carried(origin)]):
             outputs = tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in outputs)
         values = {tensor.name: tensor for tensor in outputs}

@@ -1,0 +1,90 @@
+"""How long fetches wait at a broker: long where nothing comes, shortly where something does or is read anew."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from contracts.adapters.kafka.connection import Partition
+from contracts.adapters.kafka.fetching import FETCH_WAIT_MS, IDLE_WAIT_MS, Fetcher
+from contracts.adapters.kafka.wire import Exchange, FetchAnswer, FetchedPart
+
+FIRST, SECOND = Partition("topic", 0), Partition("topic", 1)
+
+
+class Broker:
+    """As much of the library's client as is used, and a broker behind it that has what `records` holds."""
+
+    def __init__(self) -> None:
+        self.cluster = SimpleNamespace(leader_for_partition=lambda _: 0)
+        self._conns: dict[Any, Any] = {}
+        self.records = b""
+        self.waits: list[int] = []
+        self.came = asyncio.Event()
+
+    async def send(self, _leader: int, request: Exchange) -> None:
+        wait_ms = int.from_bytes(request.encode()[4:8])
+        self.waits.append(wait_ms)
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await self.came.wait()
+        except TimeoutError:
+            pass
+        self.came.clear()
+        records, self.records = self.records, b""
+        hear: Any = request.RESPONSE_TYPE
+        hear._hear(FetchAnswer([FetchedPart("topic", 0, 0, records)]))
+
+    def append(self) -> None:
+        builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1024)
+        builder.append(0, None, None, b"value", headers=[])
+        self.records = bytes(builder.build())
+        self.came.set()
+
+
+async def idle_for(fetcher: Fetcher, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while loop.time() < until:
+        assert not await fetcher.poll((), None, 100)
+        fetcher.resume([FIRST])  # what is read already is not read anew
+
+
+@pytest.mark.looptime
+async def test_where_nothing_comes_fetches_wait_longer_and_a_record_still_arrives_at_once() -> None:
+    broker = Broker()
+    fetcher = Fetcher(broker)
+    fetcher.assign([FIRST])
+    fetcher.resume([FIRST])
+    await idle_for(fetcher, 3)
+    assert broker.waits[:20] == [FETCH_WAIT_MS] * 20
+    assert set(broker.waits[20:]) == {IDLE_WAIT_MS}
+    assert len(broker.waits) <= 30
+
+    loop = asyncio.get_running_loop()
+    appended = loop.time()
+    loop.call_later(0.01, broker.append)
+    found = await fetcher.poll((), None, 1000)
+    assert [record.value for record in found[FIRST]] == [b"value"]
+    assert loop.time() - appended < 0.02
+    assert not await fetcher.poll((), None, 100)
+    assert broker.waits[-1] == FETCH_WAIT_MS  # something came: more may
+    await fetcher.close()
+
+
+@pytest.mark.looptime
+async def test_a_partition_that_is_read_from_now_on_is_asked_for_soon() -> None:
+    broker = Broker()
+    fetcher = Fetcher(broker)
+    fetcher.assign([FIRST, SECOND])
+    fetcher.resume([FIRST])
+    await idle_for(fetcher, 3)
+    fetcher.resume([SECOND])
+    before = len(broker.waits)
+    await idle_for(fetcher, 0.9)
+    assert broker.waits[before] == FETCH_WAIT_MS
+    await fetcher.close()
