@@ -115,7 +115,7 @@ async def crash_poison(fleet: Fleet, repeats: int, in_flight: int) -> Figures:
     seconds = time.monotonic() - started
     figures = await _judged(fleet, judge, requests, 4, since_ms)
     letters = await _letters(fleet, before, 4)
-    attempts = [int(dict(letter.headers)["dead-attempts"] or 0) for letter in fleet.dead[before:]]
+    attempts = [int(dict(letter.headers)["dead-attempts"] or "") for letter in fleet.dead[before:]]
     return {
         **figures,
         "dead_letters": letters,
