@@ -162,6 +162,11 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         """Whether it waits for parts."""
         return self.host is None and self.kind != "input"
 
+    @property
+    def is_unconditional(self) -> bool:
+        """Whether it is a model that is always asked, or the answer."""
+        return not self.when and (self.kind == "output" or (self.kind == "model" and self.model is not None))
+
 
 class Tail(NamedTuple):
     """The end of a plan through which an answer can pass in parts: a model with nothing behind it but what is
@@ -170,6 +175,18 @@ class Tail(NamedTuple):
 
     node: str
     outputs: frozenset[str]
+
+
+class Straight(NamedTuple):
+    """The only way on from a node that ended with a value: `behind` is asked, or answers, without a condition.
+
+    `made` are the tensors of the node that others use, `inputs` what the one behind it takes: each by its name and its
+    key in an Env.
+    """
+
+    behind: Node
+    made: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str], ...]
 
 
 class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
@@ -224,6 +241,20 @@ class Plan(msgspec.Struct, frozen=True, dict=True, kw_only=True):
             for branch, brings in zip(node.branches, node.brings, strict=True):
                 found[branch].append((node, brings))
         return {name: tuple(joins) for name, joins in found.items()}
+
+    @cached_property
+    def straight(self) -> dict[str, Straight]:
+        """The nodes that only one way leads on from, if they end with a value: the steps of a chain."""
+        found = {}
+        for node in self.nodes:
+            behind = self.hosted[node.name]
+            if len(behind) == 1 and not self.feeds[node.name] and behind[0].is_unconditional:
+                firsts = [(binding.name, binding.alternatives[0]) for binding in behind[0].members[0].bindings]
+                inputs = tuple((name, first.key) for name, first in firsts if isinstance(first, Source))
+                if len(inputs) == len(firsts):
+                    made = tuple((name, f"{node.name}.{name}") for name in node.outputs)
+                    found[node.name] = Straight(behind[0], made, inputs)
+        return found
 
     @cached_property
     def joins(self) -> tuple[Node, ...]:
@@ -363,4 +394,4 @@ def child_id(job: str, node: str, branch: Branch = ()) -> str:
 
 def format_branch(branch: Branch) -> str:
     """A branch path as it travels: `3.7`; "" outside of all maps."""
-    return ".".join(map(str, branch))
+    return ".".join(map(str, branch)) if branch else ""

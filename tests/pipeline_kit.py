@@ -35,6 +35,7 @@ from contracts.plans import (
     Skip,
     Source,
     Value,
+    decode,
 )
 from contracts.tensors import Tensor
 
@@ -48,6 +49,13 @@ def pin(name: str, version: int | None, label: str | None) -> ModelVersion:
 
 def compiled(spec: Mapping[str, Any]) -> Plan:
     return compile_plan(PipelineSpec.model_validate(spec), pin=pin, signature_of=lambda _: None)
+
+
+def winding(plan: Plan) -> Plan:
+    """The same plan, only that nothing leads straight on in it: every step takes the long way."""
+    found = decode(plan.encoded)
+    vars(found)["straight"] = {}
+    return found
 
 
 # --- pipelines at random ----------------------------------------------------------------------------------------------
@@ -65,6 +73,27 @@ def pipelines(draw: st.DrawFn, *, certain: bool = False) -> dict[str, Any]:
         outputs["either"] = draw(st.lists(st.sampled_from(sources), min_size=1, max_size=3))
     declared = [{"name": name, "datatype": "FP32", "shape": [-1, 2]} for name in "ab"]
     return {"name": "random", "version": 1, "inputs": declared, "steps": steps, "outputs": outputs}
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> dict[str, Any]:
+    """A spec of models in a row, whose inputs and outputs are now and then of steps further back."""
+    sources = ["input.a", "input.b"]
+    steps: dict[str, Any] = {}
+    for number in range(draw(st.integers(1, 4))):
+        back = st.lists(st.sampled_from(sources), max_size=2)
+        step: dict[str, Any] = {"model": f"m-{number}", "inputs": {"x": [sources[-1], *draw(back)]}}
+        if draw(st.booleans()):
+            step["inputs"]["z"] = draw(st.sampled_from(sources))
+        if draw(st.booleans()):
+            step["parameters"] = draw(st.sampled_from([{}, {"k": 2}]))
+        steps[f"s{number}"] = {**step, "on_error": draw(st.sampled_from(ON_ERROR))}
+        sources.append(f"s{number}.y")
+    outputs = {"last": [sources[-1], *draw(st.lists(st.sampled_from(sources), max_size=2))]}
+    if draw(st.booleans()):
+        outputs["other"] = [draw(st.sampled_from(sources))]
+    declared = [{"name": name, "datatype": "FP32", "shape": [-1, 2]} for name in "ab"]
+    return {"name": "chain", "version": 1, "inputs": declared, "steps": steps, "outputs": outputs}
 
 
 @st.composite
@@ -158,11 +187,13 @@ class Messages:
         self.asked: list[Ask] = []
         self._fired: set[tuple[str, Branch]] = set()
         self._results: dict[tuple[str, Branch], list[Emission]] = {}
+        self._winding = winding(plan)
         self._fate = fate
         self._order = order
 
     def run(self, inputs: list[Tensor]) -> Answer:
         todo = advance.start(self.plan, inputs, {"k": 1})
+        assert advance.start(self._winding, inputs, {"k": 1}) == todo
         while todo:
             emission = todo.pop(self._order.randrange(len(todo)))
             todo += self._carry_out(emission)
@@ -180,7 +211,7 @@ class Messages:
         inputs = {tensor.name: tensor for tensor in emission.inputs}
         outcome = run_model(node, emission.branch, inputs, self._fate)
         found = advance.advance(self.plan, emission.node, emission.branch, outcome, emission.carried)
-        again = advance.advance(self.plan, emission.node, emission.branch, outcome, emission.carried)
+        again = advance.advance(self._winding, emission.node, emission.branch, outcome, emission.carried)
         assert again == found
         return found
 
@@ -367,6 +398,7 @@ __all__ = [
     "InOrder",
     "Messages",
     "Skip",
+    "chains",
     "compiled",
     "fates",
     "job_inputs",

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contracts.plans import Answer, decode, encode
-from tests.pipeline_kit import InOrder, Messages, compiled, fates, job_inputs, pipelines
+from contracts.plans import INPUT, Answer, decode, encode
+from tests.pipeline_kit import InOrder, Messages, chains, compiled, fates, job_inputs, pipelines
 
 _heavy = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 _seeds = st.integers(0, 2**32)
@@ -45,6 +45,16 @@ def test_messages_in_any_order_come_to_what_an_interpreter_with_everything_at_ha
     found = job.run(job_inputs(row_count))
     expected = InOrder(plan, fates(seed, percent), job.parts).run(job_inputs(row_count))
     assert _contents(found) == _contents(expected)
+
+
+@_heavy
+@given(chains(), _seeds, _percents, _rows)
+def test_a_chain_leads_straight_on_to_where_the_long_way_leads(
+    spec: dict[str, Any], seed: int, percent: int, row_count: int
+) -> None:
+    plan = compiled(spec)
+    assert INPUT in plan.straight
+    Messages(plan, fates(seed, percent), random.Random(seed)).run(job_inputs(row_count))  # compares each step
 
 
 @_heavy
