@@ -104,14 +104,19 @@ def encode_sequence(step: SequenceStep | None) -> list[tuple[str, bytes]]:
 
 
 def _hop_pairs(hop: Hop) -> list[tuple[str, bytes]]:
-    pairs = [("job", hop.job.encode()), ("plan", hop.plan.encode()), ("pl", hop.pipeline.encode())]
-    if hop.step:
-        pairs.append(("step", hop.step.encode()))
+    pairs = [("job", hop.job.encode()), *_place_pairs(hop.plan, hop.pipeline, hop.step)]
     if hop.branch:
         pairs.append(("branch", ".".join(map(str, hop.branch)).encode()))
     if hop.left_ms is not None:
         pairs.append(("job-ttl", _number_bytes(hop.left_ms)))
     return pairs
+
+
+@lru_cache(maxsize=4096)
+def _place_pairs(plan: str, pipeline: str, step: str) -> tuple[tuple[str, bytes], ...]:
+    """What is the same for every job that comes to a step."""
+    pairs = ("plan", plan.encode()), ("pl", pipeline.encode())
+    return (*pairs, ("step", step.encode())) if step else pairs
 
 
 def encode_request(inputs: Sequence[Tensor], parameters: Mapping[str, object] | None = None) -> bytes:
@@ -167,7 +172,7 @@ def decode_headers(pairs: Headers) -> RequestHeaders:
         ttl = _parse_number("ttl", found["ttl"], MAX_TTL_MS) if "ttl" in found else DEFAULT_TTL_MS
         if found.keys() <= _COMMON:
             return RequestHeaders(name, reply, ttl)
-        return _with_options(RequestHeaders(name, reply, ttl), found)
+        return _with_options(name, reply, ttl, found)
     except KeyError as exc:
         msg = f"header {exc.args[0]} is missing"
         raise InvalidRequest(msg) from exc
@@ -176,7 +181,7 @@ def decode_headers(pairs: Headers) -> RequestHeaders:
         raise InvalidRequest(msg) from exc
 
 
-def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeaders:
+def _with_options(name: str, reply: ReplyAddress | None, ttl_ms: int, found: dict[str, bytes]) -> RequestHeaders:
     model = found["model"].decode() if "model" in found else None
     if model is not None and not is_name(model):
         msg = "header model is no valid model name"
@@ -186,16 +191,16 @@ def _with_options(base: RequestHeaders, found: dict[str, bytes]) -> RequestHeade
         msg = f"header priority must be one of {', '.join(PRIORITIES)}"
         raise InvalidRequest(msg)
     return RequestHeaders(
-        id=base.id,
-        reply=base.reply,
-        ttl_ms=base.ttl_ms,
+        id=name,
+        reply=reply,
+        ttl_ms=ttl_ms,
         model=model,
         version=_parse_number("version", found["version"], MAX_VERSION) if "version" in found else None,
         attempt=_parse_number("attempt", found["attempt"], MAX_ATTEMPTS) if "attempt" in found else 1,
         priority=priority,
-        tenant=_parse_tenant(found.get("tenant", b"")),
-        traceparent=found.get("traceparent", b"")[:128].decode("ascii", "replace"),
-        hop=decode_hop(base.id, found) if "plan" in found else None,
+        tenant=_parse_tenant(found["tenant"]) if "tenant" in found else "",
+        traceparent=found["traceparent"][:128].decode("ascii", "replace") if "traceparent" in found else "",
+        hop=decode_hop(name, found) if "plan" in found else None,
         stream=found.get("stream") == STREAM[1],
         sequence=_parse_step(found) if "sequence_id" in found else None,
     )
@@ -211,16 +216,26 @@ def _parse_step(found: dict[str, bytes]) -> SequenceStep:
 
 def decode_hop(request_id: str, found: Mapping[str, bytes]) -> Hop:
     """Where in a job a record with these headers stands. Raises InvalidRequest when they contradict themselves."""
-    job, plan = found.get("job", b"").decode("ascii") or request_id, found["plan"].decode("ascii")
-    pipeline, step = found.get("pl", b"").decode("ascii"), found.get("step", b"").decode("ascii")
-    if not is_request_id(job) or _digest.fullmatch(plan) is None or _pipeline.fullmatch(pipeline) is None:
-        msg = "the headers job, plan and pl must be a request id, a plan's digest and name@version"
+    job = found.get("job", b"").decode("ascii") or request_id
+    if not is_request_id(job):
+        msg = "header job must be a request id"
+        raise InvalidRequest(msg)
+    plan, pipeline, step = _parse_place(found["plan"], found.get("pl", b""), found.get("step", b""))
+    left = _parse_number("job-ttl", found["job-ttl"], MAX_TTL_MS) if "job-ttl" in found else None
+    return Hop(job, plan, pipeline, step, _parse_branch(found.get("branch", b"")), left)
+
+
+@lru_cache(maxsize=1024)
+def _parse_place(raw_plan: bytes, raw_pipeline: bytes, raw_step: bytes) -> tuple[str, str, str]:
+    """The plan, the pipeline and the step, which are the same for every job that comes there."""
+    plan, pipeline, step = raw_plan.decode("ascii"), raw_pipeline.decode("ascii"), raw_step.decode("ascii")
+    if _digest.fullmatch(plan) is None or _pipeline.fullmatch(pipeline) is None:
+        msg = "the headers plan and pl must be a plan's digest and name@version"
         raise InvalidRequest(msg)
     if len(step) > MAX_STEP_CHARACTERS:
         msg = f"header step is longer than {MAX_STEP_CHARACTERS} characters"
         raise InvalidRequest(msg)
-    left = _parse_number("job-ttl", found["job-ttl"], MAX_TTL_MS) if "job-ttl" in found else None
-    return Hop(job, plan, pipeline, step, _parse_branch(found.get("branch", b"")), left)
+    return plan, pipeline, step
 
 
 @lru_cache(maxsize=4096)

@@ -26,6 +26,7 @@ LANES = LANE_NAMES
 """Priorities that have a topic of their own where a deployment asks for lanes."""
 
 
+@lru_cache(maxsize=4096)
 def requests(prefix: str, model: str, version: int) -> str:
     """The topic of requests pinned to one model version."""
     return f"{prefix}.requests.{model}.{version}"
