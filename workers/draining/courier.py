@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import compress
 
 from contracts import topics
 from contracts.clock import Clock
@@ -70,7 +72,7 @@ class Courier:
     def send(
         self,
         job: Job,
-        emissions: Iterable[Emission],
+        emissions: Sequence[Emission],
         deadline: float,
         done: Done,
         *,
@@ -84,7 +86,7 @@ class Courier:
         self._ship(shipment, emissions, ran)
         shipment.settled()
 
-    def _ship(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> None:
+    def _ship(self, shipment: Shipment, emissions: Sequence[Emission], ran: Ran | None) -> None:
         left_ms = int((shipment.deadline - self._clock.monotonic()) * 1000)
         fitting = self._without_large(shipment, emissions, ran)
         records = outbound(
@@ -92,21 +94,25 @@ class Courier:
         )
         shipment.expect(len(records))
         for record in records:
-            _counters[type(record.emission)].inc()
+            emission = record.emission
+            _counters[type(emission)].inc()
             if record.partition is None:
                 self._unroutable(shipment, record)
             else:
                 copy = (record.value, record.headers, record.key)
-                lost = (lambda known: self._lost(shipment, known), record)
+                lost = (partial(self._lost, shipment), record)
                 diverted = None
-                if self._may_keep(shipment) and isinstance(record.emission, Answer):  # one that takes nothing
-                    diverted = (lambda known: self._unroutable(shipment, known), record)
+                if isinstance(emission, Answer) and self._may_keep(shipment):  # one that takes nothing
+                    diverted = (partial(self._unroutable, shipment), record)
                 self._publisher.publish(record.topic, record.partition, copy, (shipment.settled, None), lost, diverted)
 
-    def _without_large(self, shipment: Shipment, emissions: Iterable[Emission], ran: Ran | None) -> Iterable[Emission]:
+    def _without_large(self, shipment: Shipment, emissions: Sequence[Emission], ran: Ran | None) -> Sequence[Emission]:
         """The emissions that can go at once; the others follow when their tensors are stored."""
-        large = self.large_hops
+        large, plan = self.large_hops, shipment.job.plan
         if large is None:
+            return emissions
+        concerned = [large.concerns(plan, emission) for emission in emissions]
+        if not any(concerned):
             return emissions
 
         def stored(small: Emission) -> None:
@@ -116,14 +122,10 @@ class Courier:
             self._ship(shipment, _undone(shipment.job, emission, why), None)
             shipment.settled()
 
-        fitting = []
-        for emission in emissions:
-            if large.concerns(shipment.job.plan, emission):
-                shipment.expect(1)
-                large.put(shipment.job.plan, emission, shipment.job.tenant, stored, failed)
-            else:
-                fitting.append(emission)
-        return fitting
+        for emission in compress(emissions, concerned):
+            shipment.expect(1)
+            large.put(plan, emission, shipment.job.tenant, stored, failed)
+        return [emission for emission, is_large in zip(emissions, concerned, strict=True) if not is_large]
 
     def _ship_small(self, shipment: Shipment, emission: Emission, ran: Ran | None) -> None:
         self._ship(shipment, (emission,), ran)
@@ -152,7 +154,7 @@ class Courier:
             partition_of=lambda _: None,
         )
         assert small.partition is not None  # noqa: S101 - the answer had one
-        lost = (lambda known: self._unroutable(shipment, known), answer)
+        lost = (partial(self._unroutable, shipment), answer)
         copy = (small.value, small.headers, small.key)
         self._publisher.publish(small.topic, small.partition, copy, (shipment.settled, None), lost)
 

@@ -19,7 +19,7 @@ from contracts.adapters.blobs import Blobs
 from contracts.errors import ConfigurationError, TransportError
 from contracts.names import DEFAULT_TENANT
 from contracts.payloads import ENVELOPE_BYTES
-from contracts.plans import Answer, Emission, Plan
+from contracts.plans import Answer, Ask, Emission, Plan
 from contracts.references import movable, moved
 from contracts.tensors import Tensor
 from workers.draining import metrics
@@ -41,11 +41,14 @@ class LargeHops:
         self._publisher = publisher
         self._record_bytes = record_bytes
         self._tensor_bytes = tensor_bytes
+        self._harmless_bytes = min(tensor_bytes, record_bytes - ENVELOPE_BYTES)  # whatever they are made up of
         self._errands = Errands()
         self.stop = self._errands.stop
 
     def concerns(self, plan: Plan, emission: Emission) -> bool:
         """Whether something of it has to be stored."""
+        if sum([len(tensor.data) for tensor in _tensors(emission)]) <= self._harmless_bytes:
+            return False
         sizes = [len(tensor.data) for tensor in movable(plan, emission)]
         largest = max(sizes, default=0)
         return largest > self._each(emission) or (largest > 0 and sum(sizes) + ENVELOPE_BYTES > self._record_bytes)
@@ -98,6 +101,13 @@ class LargeHops:
                 if (ref := refs.get(id(tensor.data))) is not None
             },
         )
+
+
+def _tensors(emission: Emission) -> Iterable[Tensor]:
+    """All that it has, those included that must stay in it."""
+    if isinstance(emission, Ask):
+        return (*emission.inputs, *emission.carried.values())
+    return emission.outputs if isinstance(emission, Answer) else emission.env.values()
 
 
 def _copies(tensors: Iterable[Tensor]) -> dict[int, Tensor]:

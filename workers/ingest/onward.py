@@ -101,16 +101,19 @@ class Onward:
         self, origin: Origin, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
     ) -> None:
         """The model answered. The outputs may be views: what is needed of them is copied before this returns."""
-        hop = _hop(origin)
+        hop, carried = _hop(origin), _carried(origin)
         plan = self._plans.get(hop.plan)
-        if plan is None or missing(plan, hop.step, [_carried(origin)]):
-            outputs = tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in outputs)
+        if plan is None or missing(plan, hop.step, [carried]):
+            plan, outputs = None, _copied(outputs)
         values = {tensor.name: tensor for tensor in outputs}
         if place is not None:
             self._plans.when(hop, partial(self._end, origin, values, receipt, place))
             return
         outcome = Value(values) if values else Skip()  # a stream without parts
-        self._plans.when(hop, partial(self._go_on, origin, outcome, receipt))
+        if plan is None:
+            self._plans.when(hop, partial(self._go_on, origin, outcome, receipt))
+        else:  # as nearly always: nothing is waited for
+            self._send(origin, plan, self._next(plan, hop, outcome, carried), receipt)
 
     def fail(
         self, origin: Origin, status: Status, message: str, receipt: Receipt, *, retryable: bool, attempts: int = 0
@@ -205,6 +208,11 @@ def _attempt(hop: Hop, act: Callable[[], Sequence[Emission]]) -> Sequence[Emissi
         log.exception("job %s cannot go on behind %s", hop.job, hop.step)
         text = f"what follows could not be found: {type(exc).__name__}"
         return [Answer(failure=Failure(Status.INTERNAL, text, hop.step))]
+
+
+def _copied(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors that stay what they are when the slot that they stand in is used again."""
+    return tuple(Tensor(t.name, t.datatype, t.shape, memoryview(bytes(t.data))) for t in tensors)
 
 
 def _leg(origin: Origin) -> Leg:
