@@ -8,6 +8,9 @@
 - The chain ratio: a chain of three whose second step is a device of 8 ms a batch and 20 µs a row, at 256 in flight,
   over that step alone at 256 in flight; both are measured twice in turn.
 
+What the machine and the log cost in that minute stands beside it, and not among the figures: the same hop between the
+plainest workers there can be (`benchmarks.plain`), and what three of them in a row pass on at 256 in flight.
+
 Every answer is compared with what was asked. Writes build/bench/pipelines.json.
 """
 
@@ -25,6 +28,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.harness import cpu_seconds, percentile, print_table, running_stack, write_results
+from benchmarks.plain import call, plain_chain
 from contracts.service import settle_heap
 from deploy.cli.apply import carry_out, plan_changes
 from deploy.cli.connection import open_control
@@ -43,6 +47,7 @@ _EXTRA_STEPS = 2
 _READY_SECONDS = 90.0
 _TTL_SECONDS = 60.0
 _WARM_JOBS = 200
+_PLAIN_LONE, _PLAIN_LOAD = 500, 10_000
 
 
 class Jobs:
@@ -103,12 +108,29 @@ def cost(short: list[float], long: list[float]) -> dict[str, float]:
     return {"p50": percentile(extra, 50), "p99": percentile(extra, 99)}
 
 
+async def plain_figures(bootstrap: str) -> dict[str, float]:
+    """What a hop between plain workers takes, and how many records a second one of them passes on, and a chain."""
+    length = 1 + _EXTRA_STEPS
+    lone, loaded = {}, {}
+    for workers in (1, length):
+        async with plain_chain(bootstrap, workers) as ends:
+            await call(bootstrap, *ends, in_flight=1, count=_WARM_JOBS)
+            lone[workers] = (await call(bootstrap, *ends, in_flight=1, count=_PLAIN_LONE))["p50_ms"]
+            loaded[workers] = (await call(bootstrap, *ends, in_flight=IN_FLIGHT, count=_PLAIN_LOAD))["per_s"]
+    return {
+        "hop_ms_p50": round((lone[length] - lone[1]) / _EXTRA_STEPS, 3),
+        "alone_per_s": round(loaded[1], 1),
+        "chain_per_s": round(loaded[length], 1),
+    }
+
+
 async def measure(stack: EmbeddedStack, jobs: int, seconds: float) -> dict[str, object]:
     """All figures, on a stack of its own."""
     await deploy_fleet(stack)
     async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="bench") as client:
         work = Jobs(client)
         chained = await work.one_at_a_time(CHAINED, jobs)
+        plain = await plain_figures(stack.kafka_bootstrap)
         fused = await work.one_at_a_time(FUSED, jobs)
         rates: dict[str, list[float]] = {ALONE: [], CHAIN: []}
         cpu = partial(cpu_seconds, stack)
@@ -136,6 +158,7 @@ async def measure(stack: EmbeddedStack, jobs: int, seconds: float) -> dict[str, 
         "fused_three_steps_ms_p50": round(percentile(fused[1], 50) * 1000, 3),
         "chain_cpu_us_per_job": round(used[CHAIN] / (1.25 * seconds * rates[CHAIN][-1]) * 1e6, 1),
         "mixed": work.mixed,
+        "plain": plain,
     }
 
 

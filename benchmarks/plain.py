@@ -10,11 +10,12 @@ flight with the model, and at 256 without one, as a bare echo.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
 import uvloop
@@ -56,6 +57,26 @@ async def plain_worker(bootstrap: str, model: BenchModel | None = None) -> Async
     """A worker process between two topics of its own, whose names are returned; without a model it is an echo."""
     requests, replies = f"plain-req-{uuid4().hex[:8]}", f"plain-rep-{uuid4().hex[:8]}"
     await create_topics(bootstrap, requests, replies)
+    async with _worker_between(bootstrap, requests, replies, model):
+        yield requests, replies
+
+
+@asynccontextmanager
+async def plain_chain(bootstrap: str, workers: int) -> AsyncIterator[tuple[str, str]]:
+    """Echoing workers in a row, each reading what the one before it wrote; the first and the last topic."""
+    name = uuid4().hex[:8]
+    topics = [f"plain-hop-{name}-{number}" for number in range(workers + 1)]
+    await create_topics(bootstrap, *topics)
+    async with AsyncExitStack() as stack:
+        for requests, replies in itertools.pairwise(topics):
+            await stack.enter_async_context(_worker_between(bootstrap, requests, replies))
+        yield topics[0], topics[-1]
+
+
+@asynccontextmanager
+async def _worker_between(
+    bootstrap: str, requests: str, replies: str, model: BenchModel | None = None
+) -> AsyncIterator[None]:
     command = [sys.executable, "-P", "-m", "benchmarks.plain", bootstrap, requests, replies]
     worker = await asyncio.create_subprocess_exec(
         *command,
@@ -66,7 +87,7 @@ async def plain_worker(bootstrap: str, model: BenchModel | None = None) -> Async
     try:
         assert worker.stdout is not None
         assert await worker.stdout.readline() == b"ready\n"
-        yield requests, replies
+        yield
     finally:
         worker.kill()
         await worker.wait()
