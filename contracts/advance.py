@@ -372,12 +372,15 @@ def _check_inputs(head: Node, inputs: Sequence[Tensor]) -> str | None:
         if fault:
             return fault
         declared = wanted[tensor.name]
-        fits = len(tensor.shape) == len(declared.shape) and all(
-            size in (-1, given) for size, given in zip(declared.shape, tensor.shape, strict=True)
-        )
-        if tensor.datatype != declared.datatype or not fits:
+        if tensor.datatype != declared.datatype or not _fits(tensor.shape, declared.shape):
             sizes = ["any" if size < 0 else size for size in declared.shape]
             return (
                 f"input {tensor.name!r} must be {declared.datatype} {sizes}, not {tensor.datatype} {list(tensor.shape)}"
             )
     return None
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    if shape[1:] == declared[1:]:  # as nearly always: only the number of rows is open
+        return len(shape) == len(declared) and (not shape or declared[0] in (-1, shape[0]))
+    return len(shape) == len(declared) and all(size in (-1, given) for size, given in zip(declared, shape, strict=True))

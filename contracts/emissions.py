@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import msgspec
 
@@ -72,7 +71,7 @@ class Job(msgspec.Struct, frozen=True):
         return cls(job, plan, headers.reply, headers.priority, headers.tenant, headers.traceparent, headers.stream)
 
 
-class Outbound(NamedTuple):
+class Outbound(msgspec.Struct, frozen=True):
     """A record to be published. `partition` None: the job has no reply address, or one that is none of ours."""
 
     topic: str
