@@ -73,7 +73,8 @@ class MarkerBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     It covers all parts of its join up to `last_offset`. `is_closing`: whatever else comes of it is a repetition. Until
     then `seen` names the sources that came, of `expected` in all (None: not known yet), and at `until_unix_ms` by the
-    broker's clock it is closed whatever is still missing. `is_refused`: the job was not taken in for want of room.
+    broker's clock it is closed whatever is still missing. `is_refused`: its job was not taken in, for want of room or
+    of a plan.
     """
 
     seen: tuple[str, ...] = ()

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from contracts.messages import DEFAULT_TTL_MS
+
 MAX_ATTEMPTS = 4
 DELAYS_SECONDS = (5.0, 30.0, 120.0)
 """Before the second, third and fourth attempt."""
@@ -67,13 +69,13 @@ def retry_headers(
         ("retry-message", message[:_MAX_MESSAGE].encode(errors="replace")),
         ("retry-source", source.encode()),
         ("retry-first", known.get("retry-first") or b"%d" % first_ms),
-        ("retry-ttl", known.get("retry-ttl") or known.get("ttl") or b""),
+        ("retry-ttl", known.get("retry-ttl") or known.get("ttl", b"%d" % DEFAULT_TTL_MS) or b""),
     ]
 
 
 def forward_headers(own: Pairs, waited_ms: int) -> list[tuple[str, bytes | None]]:
     """The headers of a retry that goes back after `waited_ms` in its topic."""
-    return [(name, b"%d" % max(0, _number(value) - waited_ms) if name in _TTLS else value) for name, value in own]
+    return [(name, b"%d" % max(0, number(value) - waited_ms) if name in _TTLS else value) for name, value in own]
 
 
 def home_of(own: Pairs) -> Home | None:
@@ -86,5 +88,11 @@ def home_of(own: Pairs) -> Home | None:
     return None
 
 
-def _number(raw: bytes | None) -> int:
+def attempt_of(own: Pairs) -> int:
+    """Which attempt a record is, as far as that can be read, even where other headers cannot."""
+    return max(1, number(dict(own).get("attempt")))
+
+
+def number(raw: bytes | None) -> int:
+    """A header's number; 0 when it has none, or none that makes sense."""
     return int(raw) if raw is not None and raw.isdigit() and len(raw) <= 12 else 0  # noqa: PLR2004 - as the codec has it

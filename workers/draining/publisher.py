@@ -182,8 +182,7 @@ class Publisher:
                 destination.continuations.append(following)
                 continue
             self._forget(destination, [record])
-            function, argument = following[2]
-            function(argument)
+            _continue([following], _End.SILENT)
         self._progress()
 
     def _forget(self, destination: _Destination, records: Sequence[Outgoing]) -> None:
@@ -299,4 +298,7 @@ def _continue(continuations: Sequence[_Continuations], end: _End) -> None:
         function, argument = settle if end is _End.ACKNOWLEDGED else lost
         if end is _End.SILENT and diverted is not None:
             function, argument = diverted
-        function(argument)
+        try:
+            function(argument)
+        except Exception:  # let through, all records beside it and behind it would have no outcome for ever
+            log.exception("what follows a record failed")

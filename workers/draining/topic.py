@@ -129,10 +129,17 @@ class TopicDrain:
         if fresh:
             await self._begin(await self._starts(fresh))
 
-    async def _begin(self, starts: Mapping[Partition, Bounds]) -> None:
+    async def _begin(self, starts: Mapping[Partition, Bounds], old: Mapping[Partition, Claim] | None = None) -> None:
+        """Open claims; those that take the place of `old` ones only where these were not given away meanwhile."""
+        left = []
         for claim in await self._opened(starts):
+            if old is not None and not self._is_drained(old[claim.partition]):
+                left.append(claim.partition)
+                continue
             self._claims[claim.partition] = claim
             self._reader.begin(claim.partition, claim.tracker.expected)
+        if left:
+            await self._closing(left)
         self._claimed.set()
         metrics.PARTITIONS.labels(self.topic).set(len(self._claims))
 
@@ -305,11 +312,16 @@ class TopicDrain:
 
     async def _reposition(self, partitions: Iterable[Partition]) -> None:
         """The log's bounds moved past a position (retention, a restored log): begin these claims anew."""
-        mine = [p for p in partitions if p in self._claims and not self._claims[p].giving]
-        starts = await self._starts(mine)
+        mine = {p: self._claims[p] for p in partitions if p in self._claims and not self._claims[p].giving}
+        found = await self._starts(list(mine))
+        starts = {p: bounds for p, bounds in found.items() if self._is_drained(mine[p])}
         for partition, (start, _) in starts.items():
             log.error("%s/%d: position lost, starting again at %d", *partition, start)
-        await self._begin({p: bounds for p, bounds in starts.items() if not self._claims[p].giving})
+        if starts:
+            await self._begin(starts, mine)
+
+    def _is_drained(self, claim: Claim) -> bool:
+        return self._claims.get(claim.partition) is claim and not claim.giving
 
     # --- committing ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ no more memory than the budget; the others wait as references, and small request
 passes an earlier one of its key, nor a step of a sequence its predecessor.
 
 A payload that is gone, or is not what the reference says, is the request's own fault: INVALID. A store that cannot be
-reached is nobody's, and the request is tried again later.
+reached is nobody's, and the request is tried again later. In doubt about the lease neither is said: the request waits
+until there is trust again, or its partition is another worker's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from workers.ingest.suspects import Suspects
 log = logging.getLogger(__name__)
 
 _NO_STORE = f"a tensor came as a reference, and these workers have no store to look it up in: set {URL_VARIABLE}"
+_DOUBT_SECONDS = 0.2
 _EXPIRED = "the time to live ended before the payload was read"
 
 Then = Callable[[Delivery], None]
@@ -47,6 +49,13 @@ class Store(NamedTuple):
     blobs: Blobs | None
     budget: ByteBudget
     request_bytes: int
+
+
+class Fault(NamedTuple):
+    """Why a request cannot be run; `status` None: the reason may pass, so it is tried again later."""
+
+    status: Status | None
+    message: str
 
 
 class Content(Protocol):
@@ -160,9 +169,6 @@ class Arrivals:
         del self._tasks[delivery]
         if task.cancelled():
             self._forget(delivery)
-        elif (error := task.exception()) is not None:  # let through, its record would have no outcome for ever
-            log.error("a payload could not be taken", exc_info=error)
-            self._end(delivery, Status.INTERNAL, "the payload could not be taken")
         line = self._lines.get(delivery.order_key or b"")
         while line:
             following = line.popleft()
@@ -175,48 +181,55 @@ class Arrivals:
         self._batcher.pump()
 
     async def _fetch(self, delivery: Delivery, then: Then) -> None:
+        try:
+            fault = await self._read(delivery)
+            if fault is None:
+                then(delivery)
+                return
+        except Exception:  # let through, its record would have no outcome for ever
+            log.exception("a payload could not be taken")
+            fault = Fault(Status.INTERNAL, "the payload could not be taken")
+        await self._trust()
+        if fault.status is None:
+            log.warning("a payload cannot be read: %s", fault.message)
+            self._responder.retry(delivery, "payload", fault.message)
+        else:
+            is_late = fault.status is Status.DEADLINE_EXCEEDED
+            self._responder.fail(delivery, fault.status, fault.message, retryable=is_late)
+        self._suspects.settled(delivery)
+
+    async def _trust(self) -> None:
+        """Return when the lease is trusted; until then another worker may be at it already, and answer OK."""
+        while True:
+            if self._is_trusted():
+                return
+            await asyncio.sleep(_DOUBT_SECONDS)
+
+    async def _read(self, delivery: Delivery) -> Fault | None:
+        """Make a request complete, or say why that cannot be."""
         size = sum(tensor.size for tensor in delivery.inputs if tensor.ref is not None)
         if self._blobs is None:
-            self._end(delivery, Status.INVALID, _NO_STORE)
-            return
+            return Fault(Status.INVALID, _NO_STORE)
         if size > self._request_bytes:
             text = f"the request's tensors have {size:,} bytes, a slot {self._request_bytes:,}; raise slot_mib"
-            self._end(delivery, Status.INVALID, f"{text} in model.yaml")
-            return
+            return Fault(Status.INVALID, f"{text} in model.yaml")
         await self._budget.take(size)
         pledge = _Pledge(self._budget, size)
         try:
             if delivery.deadline <= self._clock.monotonic():
-                self._end(delivery, Status.DEADLINE_EXCEEDED, _EXPIRED)
-                return
+                return Fault(Status.DEADLINE_EXCEEDED, _EXPIRED)
             read = await self._blobs.restore(delivery.inputs, tenant=tenant_of(delivery.origin))
             inputs = tuple(map(pledge.hold, read, delivery.inputs))
             self._validator.check_content(inputs)
         except (PayloadLost, InvalidRequest) as exc:
-            self._end(delivery, Status.INVALID, str(exc))
+            return Fault(Status.INVALID, str(exc))
         except (TransportError, ConfigurationError) as exc:
-            self._put_off(delivery, str(exc))
-        else:
-            metrics.PAYLOADS.labels("read").inc(size)
-            delivery.inputs, delivery.is_remote = inputs, False
-            then(delivery)
+            return Fault(None, str(exc))
         finally:
             pledge.made()
-
-    def _end(self, delivery: Delivery, status: Status, message: str) -> None:
-        if self._is_trusted():
-            self._responder.fail(delivery, status, message, retryable=status is Status.DEADLINE_EXCEEDED)
-            self._suspects.settled(delivery)
-        else:  # another worker may be at it already, and answer OK
-            self._forget(delivery)
-
-    def _put_off(self, delivery: Delivery, message: str) -> None:
-        log.warning("a payload cannot be read: %s", message)
-        if self._is_trusted():
-            self._responder.retry(delivery, "payload", message)
-            self._suspects.settled(delivery)
-        else:
-            self._forget(delivery)
+        metrics.PAYLOADS.labels("read").inc(size)
+        delivery.inputs, delivery.is_remote = inputs, False
+        return None
 
     def _forget(self, delivery: Delivery) -> None:
         self._suspects.dropped(delivery)

@@ -14,7 +14,6 @@ from contracts.adapters.kafka import Partition, Reader, Record
 from workers.draining.claim import Claim
 from workers.draining.offsets import Arrival
 from workers.draining.topic import Bounds, TopicDrain
-from workers.ingest import metrics
 from workers.ingest.delivery import Delivery
 from workers.ingest.forwarder import Forwarder
 from workers.ingest.intake import Intake
@@ -89,7 +88,6 @@ class Drain(TopicDrain):
         """That of the topic, None where each record says its own."""
         self._journal = suspects.journal
         self._suspects = suspects
-        self._queue_rows = metrics.QUEUE_ROWS.labels(topic)
 
     async def _opened(self, starts: Mapping[Partition, Bounds]) -> list[Claim]:
         waits = {p.partition: (start, start < end) for p, (start, end) in starts.items()}
@@ -155,7 +153,6 @@ class Drain(TopicDrain):
 
     async def _took(self) -> None:
         self._batcher.pump()
-        self._queue_rows.set(self._batcher.waiting_rows)
 
     def _progressed(self, claim: Claim) -> None:
         if claim.claims:

@@ -3,7 +3,8 @@
 The retry topic of a model version belongs to whoever owns partition 0 of its request topic: that claim is held by one
 worker at a time, fenced and handed over like any other, so the forwarder needs no lease, no process and no planning of
 its own; a model without workers keeps its retries, as it keeps its requests. Forwarding is at least once: a copy is
-committed only when it is acknowledged in its request topic, and repeats collapse at the client.
+committed only when it is acknowledged in its request topic, and repeats collapse at the client. Retries of a partition
+that takes nothing wait, and let those of others pass, as long as they are no more than are held in memory.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _POLL_MS = 200
 _RETRY_SECONDS = 1.0
 _COMMIT_SECONDS = 1.0
 _SEND_SECONDS = 5.0  # a partition that is handed over does not wait longer for this
+_REST_SECONDS = 30.0  # for a partition that takes none: what is tried in vain may yet arrive, each time
 _HELD = 200  # records of a partition kept in memory while they wait
 
 
@@ -37,7 +39,21 @@ class _Lane:
         self.partition = partition
         self.delay_ms = delay_ms
         self.waiting: deque[Record] = deque()
-        self.done = self.committed = start
+        self.committed = self._end = start
+
+    @property
+    def done(self) -> int:
+        """Everything below was sent."""
+        return self.waiting[0].offset if self.waiting else self._end
+
+    def read(self, records: Sequence[Record]) -> None:
+        """Keep records until they are due."""
+        self.waiting.extend(records)
+        self._end = self.waiting[-1].offset + 1
+
+    def put_back(self, records: Iterable[Record]) -> None:
+        """What was due and could not be sent still is, in its order."""
+        self.waiting.extendleft(sorted(records, key=lambda record: record.offset, reverse=True))
 
     def due(self, now_ms: int) -> list[Record]:
         """Take out what is due; the head always is first."""
@@ -66,6 +82,7 @@ class Forwarder:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._wanted = asyncio.Event()
+        self._resting: dict[retries.Home, float] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -102,10 +119,9 @@ class Forwarder:
         while self._wanted.is_set():
             self._fetch(reader, lanes.values())
             for partition, records in (await reader.poll(timeout_ms=_POLL_MS)).items():
-                lanes[partition].waiting.extend(records)
+                lanes[partition].read(records)
             if self._desk.is_trusted():
-                for lane in lanes.values():
-                    await self._send(lane)
+                await asyncio.gather(*map(self._send, lanes.values()))
             if asyncio.get_running_loop().time() - committed > _COMMIT_SECONDS:
                 committed = asyncio.get_running_loop().time()
                 await self._commit(reader, lanes.values())
@@ -135,28 +151,42 @@ class Forwarder:
                 reader.resume(lane.partition)
 
     async def _send(self, lane: _Lane) -> None:
-        """Send what is due of one partition, and wait until it is acknowledged."""
+        """Send what is due of one partition, and wait until it is acknowledged; what is not stays due."""
         desk, now = self._desk, self._desk.broker_time.now_ms()
         due = lane.due(now)
         if not due:
             return
-        by_home: dict[retries.Home, list[Outgoing]] = defaultdict(list)
+        by_home: dict[retries.Home, list[Record]] = defaultdict(list)
         for record in due:
             home = retries.home_of(record.headers)
             # What does not say where it came from cannot go anywhere.
             if home is None or topics.without_lane(home.topic) != desk.requests:
                 log.error("%s/%d: the record at %d is no retry", *lane.partition, record.offset)
                 continue
-            headers = retries.forward_headers(record.headers, now - record.timestamp)
-            by_home[home].append((record.value, headers, record.key or b""))
+            by_home[home].append(record)
+        are_sent = await asyncio.gather(*(self._is_sent(home, records, now) for home, records in by_home.items()))
+        homes = zip(by_home.values(), are_sent, strict=True)
+        left = [record for records, is_sent in homes if not is_sent for record in records]
+        metrics.FORWARDED.inc(len(due) - len(left))
+        lane.put_back(left)
+
+    async def _is_sent(self, home: retries.Home, records: Sequence[Record], now: int) -> bool:
+        """Send retries back to where they came from, unless that has failed a moment ago."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._resting.get(home, 0.0):
+            return False
+        copies = [
+            (record.value, retries.forward_headers(record.headers, now - record.timestamp), record.key or b"")
+            for record in records
+        ]
         try:
-            for home, records in by_home.items():
-                await self._send_home(home, records)
-        except TransportError:
-            lane.waiting.extendleft(reversed(due))
-            raise
-        metrics.FORWARDED.inc(len(due))
-        lane.done = due[-1].offset + 1
+            await self._send_home(home, copies)
+        except TransportError as exc:
+            log.warning("%s/%d: %d retries wait: %s", *home, len(records), exc)
+            self._resting[home] = loop.time() + _REST_SECONDS
+            return False
+        self._resting.pop(home, None)
+        return True
 
     async def _send_home(self, home: retries.Home, records: Sequence[Outgoing]) -> None:
         producer, requests = self._desk.producer, self._desk.requests

@@ -9,11 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
+from contracts import topics
 from contracts.adapters.kafka import Reader
-from workers.ingest.delivery import Delivery
+from workers.ingest import metrics
+from workers.ingest.delivery import LANES, Delivery
 from workers.ingest.drain import Batches, Drain
 from workers.ingest.room import Room
+
+
+def show_waiting(topic: str, batches: Batches, room: Room | None = None) -> None:
+    """Have the metric tell what waits of a request topic, and of each of its lanes: every row once, whenever asked."""
+    shown = metrics.QUEUE_ROWS
+    if room is None:
+        shown.labels(topic).set_function(lambda: batches.waiting_rows)
+        return
+    of_lanes = {topics.lane(topic, priority): LANES[priority] for priority in topics.LANES}
+    for lane, number in of_lanes.items():
+        shown.labels(lane).set_function(partial(room.rows, number))
+    shown.labels(topic).set_function(lambda: batches.waiting_rows - sum(map(room.rows, of_lanes.values())))
 
 
 class LaneBatches:

@@ -10,7 +10,11 @@ BATCH_ROWS = telemetry.histogram(
     "worker_batch_size", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 )
 COMPUTE = telemetry.histogram("engine_inference_seconds", "From a batch's launch to its result.")
-QUEUE_ROWS = telemetry.gauge("worker_queue_rows", "Rows waiting for a batch.", "topic")
+QUEUE_ROWS = telemetry.gauge(
+    "worker_queue_rows",
+    "Rows of a request topic waiting for a batch; each lane is one of its own.",
+    "topic",
+)
 ENGINE_KILLS = telemetry.counter("engine_kills", "Engines ended by their worker, by the reason.", "reason")
 BATCH_WAIT = telemetry.histogram("worker_batch_wait_seconds", "From taking a batch's oldest request to its launch.")
 DEADLINE_MISSES = telemetry.counter(

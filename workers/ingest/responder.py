@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from contracts import topics
-from contracts.adapters.kafka import Outgoing
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
 from contracts.dead_letters import Reason, Undertaker
@@ -18,7 +17,7 @@ from contracts.errors import RequestError
 from contracts.messages import DEFAULT_TTL_MS, ErrorDetail, Receipt, ResponseBody, Status, status_of
 from contracts.names import ModelVersion
 from contracts.payloads import URL_VARIABLE
-from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, next_delay, retry_headers
+from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, attempt_of, next_delay, number, retry_headers
 from contracts.tensors import Tensor
 from workers.draining.graves import Graves
 from workers.draining.publisher import Publisher
@@ -33,6 +32,7 @@ MAX_RESPONSE_BYTES = 1024 * 1024 - 16 * 1024
 """Below the broker's limit of 1 MiB for a whole batch, with room for headers."""
 PART_TOO_LARGE = f"a part of the result is above the limit of {MAX_RESPONSE_BYTES} bytes"
 _MAX_REASON = 1024
+_UNDELIVERED = "the partition that the response is for takes nothing"
 _UNDELIVERED_DELAY = 1  # 30 s by default: a partition that takes nothing is not back at once
 _counters = {status: metrics.RESPONSES.labels(status.value) for status in Status}
 
@@ -292,36 +292,43 @@ class Responder:
                 )
             settle = (origin.claim.answered, origin.record.offset)
             lost = (self._lost, origin)
-            # A request that ends engines is not run again for the sake of its answer.
-            diverted = None if status is Status.POISON else (self._divert, (origin, (body, headers)))
+            # A request that ends engines is not run again for the sake of its answer, and it is a dead letter by now.
+            diverted = settle if status is Status.POISON else (self._divert, origin)
             self._publisher.publish(reply.topic, reply.partition, (body, headers), settle, lost, diverted)
         else:
             self._bury(origin, "unroutable", f"{reply.topic} is no reply topic", self._settle(origin))
 
-    def _divert(self, undelivered: tuple[Origin, Outgoing]) -> None:
-        """The reply partition takes nothing: have the request carried out again later, whatever its answer is then."""
-        (origin, response), record = undelivered, undelivered[0].record
-        ttl = dict(record.headers).get("ttl") or b""
+    def _divert(self, origin: Origin) -> None:
+        """The reply partition takes nothing: have the request carried out again later, whatever its answer is then, or
+        keep it when it has had its attempts.
+        """
+        if origin.claim.is_over:
+            origin.claim.dropped()
+            return
+        record = origin.record
+        attempt = max(origin.attempt, attempt_of(record.headers))
+        if attempt >= MAX_ATTEMPTS:
+            self._bury(origin, "unroutable", f"{_UNDELIVERED}, after {attempt} attempts", self._settle(origin))
+            return
+        ttl = dict(record.headers).get("ttl")
         waited_ms = max(0, self._clock.unix_ms() - record.timestamp)
         headers = retry_headers(
             record.headers,
-            attempt=origin.attempt,
-            left_ms=(int(ttl) if ttl.isdigit() else DEFAULT_TTL_MS) - waited_ms,
+            attempt=attempt,
+            left_ms=(DEFAULT_TTL_MS if ttl is None else number(ttl)) - waited_ms,
             reason="undelivered",
-            message="the partition that the response is for takes nothing",
+            message=_UNDELIVERED,
             source=f"{record.topic}/{record.partition}/{record.offset}",
             first_ms=record.timestamp,
         )
         metrics.RETRIES.labels("undelivered").inc()
-        address = origin.reply
-        assert address is not None  # noqa: S101 - there was a response to be published
-        settle = (origin.claim.answered, record.offset)
 
-        def wait(_: object) -> None:  # there is no retry topic: the response stays here until it gets through
-            self._publisher.publish(address.topic, address.partition, response, settle, (self._lost, origin))
+        def keep(_: object) -> None:
+            self._bury(origin, "unroutable", f"{_UNDELIVERED}, nor does {self._retry_topic}", self._settle(origin))
 
         copy = (record.value, headers, record.key or origin.request_id.encode())
-        self._publisher.publish(self._retry_topic, _UNDELIVERED_DELAY, copy, settle, (wait, None))
+        settle = (origin.claim.answered, record.offset)
+        self._publisher.publish(self._retry_topic, _UNDELIVERED_DELAY, copy, settle, (keep, None))
 
     def _lost(self, origin: Origin) -> None:
         self._bury(origin, "unroutable", "the reply topic or its partition does not exist", self._settle(origin))

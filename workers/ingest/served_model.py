@@ -41,7 +41,7 @@ from workers.ingest.drain import Batches, Drain, Serving
 from workers.ingest.forwarder import Desk, Forwarder
 from workers.ingest.intake import Intake
 from workers.ingest.knobs import KnobWatch
-from workers.ingest.lane import Lane, LaneBatches
+from workers.ingest.lane import Lane, LaneBatches, show_waiting
 from workers.ingest.large_results import LargeResults
 from workers.ingest.launcher import Launcher
 from workers.ingest.onward import Onward
@@ -120,6 +120,7 @@ class Served:
             is_trusted=around.is_trusted,
             keeps_order=keeps_order,
         )
+        show_waiting(self.topic, batches)
         self.drain = self._drain(self.topic, self._reader, intake, arrivals, self._forwarder)
         self._loops += [
             ("grow", self._growth_loop),
@@ -154,6 +155,7 @@ class Served:
         """Be ready to drain what has a topic of its own besides."""
         around, kafka = self._around, self._around.settings.kafka
         opened = partial(batcher.room.open_lanes, batcher.queue.count_lanes)
+        show_waiting(self.topic, batcher, batcher.room)
         for priority in topics.LANES:
             number = LANES[priority]
             topic = topics.lane(self.topic, priority)

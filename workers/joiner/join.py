@@ -54,6 +54,11 @@ class JoinKey(NamedTuple):
     branch: Branch
 
 
+def key_of(hop: Hop) -> JoinKey:
+    """The join that a part or a marker names."""
+    return JoinKey(hop.job, hop.step, hop.branch)
+
+
 class Why(Enum):
     """Why a join is fired."""
 
@@ -65,6 +70,8 @@ class Why(Enum):
     """The caller has gone."""
     REFUSED = auto()
     """There is no room for another job."""
+    UNKNOWN = auto()
+    """Nobody knows its plan (any more)."""
 
 
 class Arrival(NamedTuple):

@@ -28,8 +28,8 @@ from workers.draining.offsets import Arrival
 from workers.draining.plan_cache import unknown_plan
 from workers.draining.topic import Bounds, TopicDrain
 from workers.joiner import metrics
-from workers.joiner.join import Fire, Mark, Patience, Why
-from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record
+from workers.joiner.join import Fire, Mark, Patience, Why, key_of
+from workers.joiner.records import arrival_of, emissions_of, is_ready, marker_record, without_plan
 from workers.joiner.settings import JoinerGroup
 from workers.joiner.table import PART_BYTES, JoinTable
 from workers.joiner.tools import Tools
@@ -113,7 +113,10 @@ class Parts(TopicDrain):
         return claims
 
     def _is_full(self, claim: Claim) -> bool:
-        return False  # the part that completes the oldest job may be the next one
+        """Never for want of parts, since the one that completes the oldest job may be the next; but plans come, or are
+        given up, whatever is read.
+        """
+        return self._desks[claim.partition].parked_bytes > self._max_bytes
 
     async def _room(self) -> bool:
         if self._tools.publisher.has_room:
@@ -165,8 +168,6 @@ class Parts(TopicDrain):
         plan = self._tools.plans.get(headers.hop.plan)
         if plan is not None:
             self._offer(desk, record, headers, plan)
-        elif desk.parked_bytes > self._max_bytes:
-            self._without_plan(desk, record, headers)
         else:
             self._park(desk, record, headers)
 
@@ -174,20 +175,22 @@ class Parts(TopicDrain):
         """Offer a part when its plan has come: until then all parts of its job wait, in their order, and nothing else
         does.
         """
-        size = len(record.value or b"") + PART_BYTES
+        size, key = len(record.value or b"") + PART_BYTES, key_of(headers.hop)
         desk.parked_bytes += size
+        desk.table.await_plan(key)
 
         def then(plan: Plan | None) -> None:
             desk.parked_bytes -= size
+            desk.table.plan_came(key)
             if desk.claim.is_over or self._desks.get(desk.claim.partition) is not desk:
                 return  # the next owner reads it again
             if plan is not None:
                 self._offer(desk, record, headers, plan)
-                self._wake.set()
             elif self._may_take():
                 self._without_plan(desk, record, headers)
             else:
                 self._park(desk, record, headers)
+            self._wake.set()
 
         self._tools.plans.when(headers.hop, then)
 
@@ -216,12 +219,7 @@ class Parts(TopicDrain):
     def _without_plan(self, desk: Desk, record: Record, headers: PartHeaders) -> None:
         """Nobody can say what follows, so the job ends here."""
         metrics.UNKNOWN.inc()
-        desk.table.read_to(record.offset)
-        job = Job.of(headers.request, Plan(pipeline=self._key, nodes=(), partitions=1))
-        desk.begin()
-        done = partial(self._put_aside, desk, record.offset)
-        answer = Answer(failure=unknown_plan(headers.hop.plan))
-        self._tools.courier.send(job, [answer], self._tools.clock.monotonic(), done)
+        desk.table.doom(*without_plan(headers, record, self._key), self._now_ms())
 
     def _stepped_over(self, claim: Claim) -> None:
         self._desks[claim.partition].table.read_to(claim.tracker.expected - 1)
@@ -283,6 +281,9 @@ class Parts(TopicDrain):
         desk.begin()
         if decision.why in (Why.CANCELLED, Why.REFUSED):
             self._send(desk, decision, emissions_of(decision))
+            return
+        if decision.why is Why.UNKNOWN:
+            self._send(desk, decision, [Answer(failure=unknown_plan(decision.headers.hop.plan))])
             return
 
         def complete(envs: Sequence[Env]) -> None:

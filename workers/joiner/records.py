@@ -14,6 +14,7 @@ from contracts.advance import Spared, fire
 from contracts.environment import put_failure
 from contracts.errors import InvalidRequest
 from contracts.messages import Status
+from contracts.names import ModelVersion
 from contracts.parts import (
     PartBody,
     PartHeaders,
@@ -88,6 +89,14 @@ def _unreadable(node: Node, source: str | int, why: str, env: Env) -> Failure:
     failure = Failure(Status.INTERNAL, why, step)
     put_failure(env, step, failure)
     return failure
+
+
+def without_plan(headers: PartHeaders, record: Record, key: ModelVersion) -> tuple[Arrival, Plan]:
+    """A part whose plan nobody knows, and what stands in for that: it says what the join is called, and no more."""
+    hop, source = headers.hop, headers.source
+    plan = Plan(pipeline=key, nodes=(Node(name=hop.step, kind="reduce", branches=(source,)),), partitions=1)
+    part = Part(hop.step, hop.branch, source, "error", {})
+    return Arrival(record.offset, headers, part, 0, record.timestamp), plan
 
 
 def is_ready(plan: Plan, join: str, parts: Mapping[Source, Part]) -> bool:

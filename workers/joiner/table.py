@@ -8,6 +8,10 @@ bytes instead: over the bound, the first part of an *unknown* job is refused, wh
 that are known go on, and make room by ending. What was written before the claim may be any amount, and nothing of it
 may be answered before its end is read: of jobs above the bound only the fact is kept then, so that they are *starved*,
 and they are refused when no marker was found.
+
+A part may be read before its plan has come. Until then nothing is decided of its join, and it is not forgotten: a
+marker that was read meanwhile may be all that tells the part from one of an open job. When no plan comes, the join is
+*doomed*, and ends its job like a refused one, once.
 """
 
 from __future__ import annotations
@@ -19,7 +23,19 @@ from typing import NamedTuple, Protocol
 
 from contracts.parts import MarkerBody, PartHeaders
 from contracts.plans import Plan
-from workers.joiner.join import PATIENCE, Arrival, Decision, Fire, Forget, IsReady, JoinKey, JoinState, Patience, Why
+from workers.joiner.join import (
+    PATIENCE,
+    Arrival,
+    Decision,
+    Fire,
+    Forget,
+    IsReady,
+    JoinKey,
+    JoinState,
+    Patience,
+    Why,
+    key_of,
+)
 
 PART_BYTES = 1024
 """What keeping a part costs beside its values."""
@@ -69,6 +85,8 @@ class JoinTable:
         self._jobs: Counter[str] = Counter()
         self._refused: dict[str, bool] = {}  # whether the caller was told
         self._starved: set[str] = set()
+        self._awaited: Counter[JoinKey] = Counter()
+        self._doomed: set[JoinKey] = set()
         self._told_with: dict[str, list[JoinKey]] = {}
         self._touched: dict[JoinKey, None] = {}
         self._alarms: list[tuple[int, int, JoinKey]] = []
@@ -110,6 +128,22 @@ class JoinTable:
         self._bytes += state.held_bytes - before
         self._touched[key] = None
 
+    def await_plan(self, key: JoinKey) -> None:
+        """A part was read that cannot be offered yet."""
+        self._awaited[key] += 1
+
+    def plan_came(self, key: JoinKey) -> None:
+        """It can be now, or never will be."""
+        self._awaited[key] -= 1
+        if not self._awaited[key]:
+            del self._awaited[key]
+            self._touched[key] = None
+
+    def doom(self, arrival: Arrival, plan: Plan, now_ms: int) -> None:
+        """A part was read whose plan nobody knows; `plan` stands in for it."""
+        self._doomed.add(arrival.key)
+        self.offer(arrival, plan, now_ms)
+
     @property
     def _held_bytes(self) -> int:
         return self._bytes + JOIN_BYTES * len(self._joins)
@@ -126,8 +160,7 @@ class JoinTable:
     def mark(self, offset: int, headers: PartHeaders, marker: MarkerBody, appended_ms: int) -> None:
         """A marker was read."""
         self.read_to(offset)
-        hop = headers.hop
-        key = JoinKey(hop.job, hop.step, hop.branch)
+        key = key_of(headers.hop)
         state = self._joins.get(key) or self._open(key, headers)
         before = state.held_bytes
         self._settled += state.marked(offset, marker, appended_ms)
@@ -160,7 +193,7 @@ class JoinTable:
         state.fired()
         self._bytes += state.held_bytes - before
         self._touched[fire.key] = None
-        if fire.why is Why.REFUSED:
+        if fire.why in (Why.REFUSED, Why.UNKNOWN):
             self._refused[fire.key.job] = True
             self._touched.update(dict.fromkeys(self._told_with.pop(fire.key.job, ())))
 
@@ -209,18 +242,22 @@ class JoinTable:
         return decisions
 
     def _decide(self, state: JoinState, now_ms: int) -> Decision | None:
-        if state.is_open and self._is_closed:
+        if state.is_open and (self._is_closed or state.key in self._awaited):
             return None
-        if state.is_open and state.is_starved and state.key.job not in self._refused:
+        is_hopeless = state.is_starved or state.key in self._doomed
+        if state.is_open and is_hopeless and state.key.job not in self._refused:
             self._refuse_first(state)
         elif state.is_open and state.key.job in self._refused:
             self._refuse(state)
         is_cancelled = state.key.job in self._cancelled
         decision = state.decide(now_ms, self._next - 1, self._is_ready, is_cancelled=is_cancelled)
         if isinstance(decision, Forget):
-            self._forget(state)
+            if state.key not in self._awaited:
+                self._forget(state)
             return None
         self._set_alarm(state)
+        if isinstance(decision, Fire) and decision.why is Why.REFUSED and state.key in self._doomed:
+            return decision._replace(why=Why.UNKNOWN)
         return decision
 
     def _set_alarm(self, state: JoinState) -> None:
@@ -237,6 +274,7 @@ class JoinTable:
         self._settled += state.forgotten()
         del self._joins[state.key]
         self._alarmed.pop(state.key, None)
+        self._doomed.discard(state.key)
         job = state.key.job
         self._jobs[job] -= 1
         if not self._jobs[job]:

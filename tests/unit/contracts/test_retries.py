@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.retries import DELAYS_SECONDS, MAX_ATTEMPTS, Home, forward_headers, home_of, next_delay, retry_headers
+from contracts.messages import DEFAULT_TTL_MS
+from contracts.retries import (
+    DELAYS_SECONDS,
+    MAX_ATTEMPTS,
+    Home,
+    attempt_of,
+    forward_headers,
+    home_of,
+    next_delay,
+    retry_headers,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +60,14 @@ def test_headers_that_are_null_stand_for_no_number() -> None:
     assert forward_headers(nulls, 5)[:2] == [("ttl", b"0"), ("job-ttl", b"0")]
     made = dict(retry_headers(nulls, attempt=1, left_ms=7, reason="r", message="", source="t/0/1", first_ms=11))
     assert (made["ttl"], made["retry-first"], made["retry-ttl"]) == (b"7", b"11", b"")
+
+
+@pytest.mark.parametrize(("raw", "attempt"), [(b"3", 3), (b"0", 1), (b"-1", 1), (b"x", 1), (None, 1), (b"9" * 5000, 1)])
+def test_an_attempt_that_cannot_be_read_is_the_first(raw: bytes | None, attempt: int) -> None:
+    assert attempt_of([("attempt", raw)]) == attempt
+    assert attempt_of([]) == 1
+
+
+def test_a_copy_of_a_request_without_a_time_to_live_remembers_the_default_not_what_was_left() -> None:
+    made = dict(retry_headers([], attempt=1, left_ms=7, reason="r", message="", source="t/0/1", first_ms=11))
+    assert (made["ttl"], made["retry-ttl"]) == (b"7", b"%d" % DEFAULT_TTL_MS)

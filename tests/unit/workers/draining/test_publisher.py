@@ -156,3 +156,34 @@ async def test_a_burst_of_which_all_is_being_sent_is_no_reason_to_keep_the_other
     await wait_until(lambda: bench.publisher.has_room, "what is being sent fills the buffer", timeout=2)
     bench.publish(1, b"other")
     await wait_until(lambda: b"other" in bench.settled)
+
+
+async def test_what_goes_wrong_behind_one_record_concerns_no_other(bench: Bench) -> None:
+    def fails(_: object) -> None:
+        message = "nobody has thought of this"
+        raise RuntimeError(message)
+
+    bench.publisher.publish("replies", 0, (b"bad", []), (fails, None), (fails, None), (fails, None))
+    bench.publish(0, b"beside it")
+    await asyncio.sleep(0)
+    bench.publish(0, b"behind it")
+    await wait_until(lambda: len(bench.settled) == 2, "the others went with it")
+    assert bench.publisher.waiting_bytes == 0
+
+
+async def test_what_goes_wrong_where_one_record_is_diverted_concerns_no_other(bench: Bench) -> None:
+    def fails(_: object) -> None:
+        message = "nobody has thought of this"
+        raise RuntimeError(message)
+
+    bench.producer.held.add(0)
+    bench.publisher.publish("replies", 0, (b"bad", []), (fails, None), (fails, None), (fails, None))
+    bench.publish(0, b"beside it")
+    await bench.turn()
+    bench.publish(0, b"behind it")
+    bench.clock.advance(30)
+    bench.publish(1, b"other")
+    await wait_until(lambda: bench.settled == [b"other"])
+    bench.producer.over[0].set()
+    await wait_until(lambda: len(bench.diverted) == 2, "the others went with it")
+    assert bench.publisher.waiting_bytes == 0
