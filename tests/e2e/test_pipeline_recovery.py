@@ -23,7 +23,7 @@ from deploy.cli.timeline import describe, lines_of
 from producer.handle import Handle
 from tests.e2e.conftest import headrace_program
 from tests.e2e.pipeline_kit import CHAIN, FAN, FLAKY, SLOW, PipelineFleet, fused, pipeline_fleet, row
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
@@ -70,13 +70,9 @@ async def replayed(fleet: PipelineFleet, model: str, job: str, *options: str) ->
     """What `headrace dead replay` says of a job's letter."""
     known = fleet.stack.settings()
     address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": fleet.stack.redis_url}
-    process = await asyncio.create_subprocess_exec(
-        *(headrace_program(), "dead", "replay", model, job, *options),
-        env={**os.environ, **address, "TERM": "dumb"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    return (await process.communicate())[0].decode()
+    command = (headrace_program(), "dead", "replay", model, job, *options)
+    _, output, errors = await finished(*command, env={**os.environ, **address, "TERM": "dumb"})
+    return output + errors
 
 
 @pytest.mark.parametrize(

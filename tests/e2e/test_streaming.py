@@ -28,7 +28,7 @@ from producer.sync import SyncInferenceClient
 from tests.e2e.conftest import headrace_program
 from tests.e2e.fleet_kit import client_settings
 from tests.e2e.test_readme import commands, expect, programs
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
 
@@ -251,11 +251,8 @@ async def test_the_page_about_streaming_prints_what_it_shows(counting: Counting)
     environment = {**os.environ, **counting.address, "TERM": "dumb"}
 
     async def output(*command: str) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        printed, _ = await process.communicate()
-        return printed.decode()
+        _, printed, errors = await finished(*command, cwd=ROOT, env=environment)
+        return printed + errors
 
     for program, shown in programs("docs/streaming.md"):
         expect(shown, await output(sys.executable, "-c", program))
