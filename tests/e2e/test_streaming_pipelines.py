@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -234,12 +233,10 @@ async def test_leaving_the_loop_and_the_end_of_the_ttl_stop_the_model(counting: 
     await wait_until(steps.exists, "the model was not stopped")
     assert int(steps.read_text()) < 1_000
     found: list[int] = []
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="before the stream did"):
+    with pytest.raises(DeadlineExceeded, match="before the stream did"):  # says the worker
         await read_into(found, counting.stream(name, plan(10_000, SLOW, figure=20), ttl=0.7))
     assert found == [*range(len(found))]
     assert found
-    assert time.monotonic() - started < 2.5  # by the worker, before the client's own timer
 
 
 @pytest.mark.parametrize(("wish", "error"), [(RAISE, PoisonRequest), (REFUSE, InvalidRequest)])
