@@ -11,7 +11,7 @@ import concurrent.futures
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from contracts.errors import ClientClosed
 
@@ -28,6 +28,31 @@ def new_loop() -> asyncio.AbstractEventLoop:
     import uvloop
 
     return uvloop.new_event_loop()
+
+
+class _Errand(Generic[_T]):
+    """Work that can be given up from the moment on at which it is handed over.
+
+    Its future cannot do that: Ctrl-C may come when the loop has the work and the caller does not yet have the future.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Any] | None = None
+        self._is_given_up = False
+
+    async def run(self) -> _T:
+        """Do the work, on the loop."""
+        if self._is_given_up:
+            raise asyncio.CancelledError
+        self._task = asyncio.current_task()
+        return await self._work()
+
+    def give_up(self) -> None:
+        """Cancel the work if it is under way, and keep it from beginning if not; on the loop."""
+        self._is_given_up = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 class LoopThread:
@@ -74,14 +99,14 @@ class LoopThread:
 
     def wait_for(self, work: Callable[[], Coroutine[Any, Any, _T]], timeout: float | None = None) -> _T:
         """Run a coroutine on the loop and wait for it; whatever interrupts the wait cancels the work."""
-        future = self.call(work)
+        errand = _Errand(work)
         try:
-            return future.result(timeout)
+            return self.call(errand.run).result(timeout)
         except BaseException:
-            future.cancel()
+            self.soon(errand.give_up)
             raise
 
-    def soon(self, callback: Callable[..., None], *args: Any) -> None:
+    def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Have a function called on the loop."""
         with self._lock:
             if self._loop is not None and not self._is_over:

@@ -7,7 +7,6 @@ a lost or exchanged answer is seen, and so is a partition that stood still; doub
 from __future__ import annotations
 
 import asyncio
-import itertools
 import runpy
 import time
 import zlib
@@ -29,6 +28,7 @@ MODEL = ModelVersion("rowhash", 1)
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/fleet/models/rowhash/1"
 PARTITIONS = 16
 _row_hash = cast("Callable[[Any], Any]", runpy.run_path(str(FOLDER / "model.py"))["row_hash"])
+_BEAT_SECONDS = 0.02  # a turn that comes later than this came late: the loop's own work between two is shorter
 _TTL_SECONDS = 120.0  # far above any recovery: nothing may be excused by its deadline
 
 
@@ -60,6 +60,8 @@ class Load:
     errors: list[str] = field(default_factory=list)
     answers: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     """When each partition answered."""
+    pulses: list[float] = field(default_factory=list)
+    """When this process itself had its turn."""
     _stopping: bool = False
 
     @property
@@ -68,13 +70,22 @@ class Load:
         return self.sent - self.answered - len(self.errors)
 
     def stall(self, since: float, until: float | None = None, partitions: Iterator[int] | None = None) -> float:
-        """The longest time, in seconds, that one of the partitions gave no answer."""
+        """The longest time, in seconds, that one of the partitions gave no answer, by the callers' own clock.
+
+        That clock hardly moves while this process waits for a core: who does not run can neither ask nor hear.
+        """
         end = time.monotonic() if until is None else until
+        lived = np.cumsum(np.minimum(np.diff(self.pulses, prepend=self.pulses[:1]), _BEAT_SECONDS))
         longest = 0.0
         for partition in partitions if partitions is not None else range(PARTITIONS):
             times = [since, *(at for at in self.answers[partition] if since <= at <= end), end]
-            longest = max(longest, *(after - before for before, after in itertools.pairwise(times)))
+            longest = max(longest, float(np.diff(np.interp(times, self.pulses, lived)).max()))
         return longest
+
+    async def _pulse(self) -> None:
+        while not self._stopping:
+            self.pulses.append(time.monotonic())
+            await asyncio.sleep(_BEAT_SECONDS / 4)
 
     async def _caller(self, number: int) -> None:
         random = np.random.default_rng(number)
@@ -99,11 +110,11 @@ class Load:
     @asynccontextmanager
     async def running(self, in_flight: int) -> AsyncIterator[None]:
         """Keep `in_flight` requests under way; afterwards every one of them has been answered."""
-        callers = [
-            asyncio.get_running_loop().create_task(self._caller(n), name=f"caller {n}") for n in range(in_flight)
-        ]
+        loop = asyncio.get_running_loop()
+        callers = [loop.create_task(self._caller(n), name=f"caller {n}") for n in range(in_flight)]
+        pulse = loop.create_task(self._pulse(), name="pulse")
         try:
             yield
         finally:
             self._stopping = True
-            await asyncio.gather(*callers)
+            await asyncio.gather(*callers, pulse)

@@ -240,10 +240,15 @@ async def test_control_c_gives_the_request_up_and_a_forgotten_client_does_not_ho
     child = await asyncio.create_subprocess_exec(
         *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    await wait_until(lambda: responder.seen, "the child sent nothing")
-    child.send_signal(signal.SIGINT)
-    async with asyncio.timeout(20):
-        out, err = await child.communicate()
+    try:
+        await wait_until(lambda: responder.seen, "the child sent nothing")
+        child.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            out, err = await child.communicate()
+    finally:
+        if child.returncode is None:  # or it, its threads and its pipes would fail the tests that follow
+            child.kill()
+            await child.communicate()
     assert out.decode().splitlines() == ["open", "given up 1"]
     assert "was not closed" in err.decode()
     assert child.returncode == 0
