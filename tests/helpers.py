@@ -7,6 +7,7 @@ import inspect
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 WAIT_SECONDS = 20.0  # long enough for two busy cores; a test that needs it all is about to fail anyway
 POLL_SECONDS = 0.01
@@ -43,6 +44,21 @@ def wait_until_sync(
         if time.monotonic() > until:
             raise AssertionError(f"{message} (waited {timeout:g} s)")
         time.sleep(POLL_SECONDS)
+
+
+async def finished(*command: str, seconds: float = 60.0, **options: Any) -> tuple[int, str, str]:
+    """Run a program to its end: status, output and errors. It does not outlive a test that fails meanwhile."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, **options)
+    try:
+        async with asyncio.timeout(seconds):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
 
 
 class FakeClock:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from contracts.errors import ConfigurationError, HeadraceError, InvalidRequest, ModelNotFound
 from deploy.cli import (
@@ -37,8 +38,30 @@ from deploy.cli.errors import NotReady
 FAILED, CALLED_WRONGLY, NOT_READY, INTERRUPTED = 1, 2, 3, 130
 _CALLERS_FAULT = (ConfigurationError, InvalidRequest, ModelNotFound)
 
+
+class _NobodyReads(Exception):
+    """Whoever read standard output has gone."""
+
+
+class _Commands(TyperGroup):
+    """The library would end a command whose output nobody reads any more as one that failed."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:  # a page of help
+            raise _NobodyReads from None
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _NobodyReads from None
+
+
 app = typer.Typer(
     name="headrace",
+    cls=_Commands,
     help="Inference requests through Kafka topics to a leased pool of GPU and CPU workers, in dynamic batches.",
     epilog="Exit status: 0 done, 1 failed, 2 called wrongly, 3 not ready in time.",
     no_args_is_help=True,
@@ -93,7 +116,7 @@ def run() -> None:
         raise SystemExit(_report(exc)) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # `headrace status | head`
+    except _NobodyReads:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 

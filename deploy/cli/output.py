@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,32 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str = "") -> T
     return made
 
 
+def json_text(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """JSON as every program reads it: numbers that it does not have (NaN, infinities) are null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return value
+
+
 def print_json(value: Any) -> None:
     """One JSON document."""
-    print(json.dumps(value, indent=2))
+    print(json_text(value, indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """One JSON document on a line of its own, of several."""
-    print(json.dumps(value))
+    print(json_text(value))
 
 
 def say(line: str) -> None:

@@ -6,7 +6,6 @@ digits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from contracts.errors import ConfigurationError
 from deploy.cli.inputs import response_json
+from deploy.cli.output import json_text
 
 if TYPE_CHECKING:
     from contracts.messages import Response
@@ -52,7 +52,7 @@ class OutputsFile:
             if self._is_fresh and Path(self._name).is_file():  # a pipe or a terminal has nothing to forget
                 self._file.truncate(0)
             self._is_fresh = False
-            self._file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            self._file.write(json_text(kept, ensure_ascii=False) + "\n")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are re
 )
 
 from tests.contract.log_raw import RawClient
-from tests.helpers import unique_name, wait_until_sync
+from tests.helpers import finished, unique_name, wait_until_sync
 
 KAFKAJS_SCRIPT = Path(__file__).with_name("log_session.mjs")
 
@@ -139,16 +139,8 @@ def _administer(admin: AdminClient, topic: str, group: str) -> dict[str, Any]:
 
 async def kafkajs(bootstrap: str, packages: Path) -> dict[str, Any]:
     """kafkajs's producer and administration; its consumer knows groups only."""
-    process = await asyncio.create_subprocess_exec(
-        "node",
-        str(KAFKAJS_SCRIPT),
-        str(packages),
-        bootstrap,
-        unique_name("topic"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    observations: dict[str, Any] = json.loads(out)
+    command = ("node", str(KAFKAJS_SCRIPT), str(packages), bootstrap, unique_name("topic"))
+    status, printed, errors = await finished(*command)
+    assert status == 0, errors
+    observations: dict[str, Any] = json.loads(printed)
     return observations

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.helpers import wait_until_sync
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_COMMAND = "headrace up --fleet deploy/fleet/fleet.yaml"  # the one in README.md
-READY_SECONDS = 60.0
+READY_SECONDS = 90.0
 STOP_SECONDS = 40.0
 
 
@@ -55,7 +56,7 @@ class Terminal:
 
 
 class Up:
-    """A running `headrace up`."""
+    """A running `headrace up`; as a context it does not outlive a test that fails."""
 
     def __init__(self, terminal: Terminal, command: str = UP_COMMAND) -> None:
         self.output = terminal.home / "up.out"
@@ -71,12 +72,24 @@ class Up:
             )
         GUARDIAN.add(self.process.pid)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        GUARDIAN.discard(self.process.pid)
+
     def wait_ready(self) -> None:
-        wait_until_sync(
-            lambda: "Ready after" in self.text or self.process.poll() is not None,
-            f"headrace up was not ready:\n{self.text}",
-            timeout=READY_SECONDS,
-        )
+        try:
+            wait_until_sync(
+                lambda: "Ready after" in self.text or self.process.poll() is not None,
+                "headrace up was not ready",
+                timeout=READY_SECONDS,
+            )
+        except AssertionError as exc:
+            exc.add_note(self.text)
+            raise
         assert self.process.poll() is None, self.text
 
     @property
@@ -89,12 +102,8 @@ class Up:
         return self.end()
 
     def end(self) -> int:
-        try:
+        with self:
             return self.process.wait(STOP_SECONDS)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            GUARDIAN.discard(self.process.pid)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from producer.sync import SyncInferenceClient
 from tests.e2e.conftest import headrace_program
 from tests.e2e.fleet_kit import client_settings
 from tests.e2e.hostile_kit import GOOD, HOSTILE, PARTITIONS, RAISE, REQUESTS, SHORT, Fleet, body, hostile_fleet, row
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
 
@@ -82,10 +82,9 @@ async def test_a_letter_that_is_sent_again_goes_back_to_its_lane(fleet: Fleet, p
     assert letter.source.startswith(f"{PLACES[priority]}/2/")
     known = fleet.stack.settings()
     address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": fleet.stack.redis_url}
-    process = await asyncio.create_subprocess_exec(
-        *(headrace_program(), "dead", "replay", HOSTILE.model, name), env={**os.environ, **address}
-    )
-    assert await process.wait() == 0
+    command = (headrace_program(), "dead", "replay", HOSTILE.model, name)
+    status, _, errors = await finished(*command, env={**os.environ, **address})
+    assert status == 0, errors
     await wait_until(lambda: len(fleet.letters(name)) == 2, "what was sent again was not put aside")
     await wait_until(lambda: len(fleet.responses[name]) == 2, "what was sent again was not answered")
     again = parse(fleet.letters(name)[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
@@ -23,7 +22,7 @@ from deploy.cli.timeline import describe, lines_of
 from producer.handle import Handle
 from tests.e2e.conftest import headrace_program
 from tests.e2e.pipeline_kit import CHAIN, FAN, FLAKY, SLOW, PipelineFleet, fused, pipeline_fleet, row
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
@@ -70,13 +69,9 @@ async def replayed(fleet: PipelineFleet, model: str, job: str, *options: str) ->
     """What `headrace dead replay` says of a job's letter."""
     known = fleet.stack.settings()
     address = {"HEADRACE_KAFKA__BOOTSTRAP": known.kafka.bootstrap, "HEADRACE_REDIS__URL": fleet.stack.redis_url}
-    process = await asyncio.create_subprocess_exec(
-        *(headrace_program(), "dead", "replay", model, job, *options),
-        env={**os.environ, **address, "TERM": "dumb"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    return (await process.communicate())[0].decode()
+    command = (headrace_program(), "dead", "replay", model, job, *options)
+    _, output, errors = await finished(*command, env={**os.environ, **address, "TERM": "dumb"})
+    return output + errors
 
 
 @pytest.mark.parametrize(
@@ -193,10 +188,8 @@ async def test_a_fused_job_that_is_cancelled_or_late_ends_and_leaves_the_worker_
     await waiting.cancel()
     with pytest.raises(Cancelled):
         await waiting.result()
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded):  # what runs is not interrupted; the client's own timer is 2 s behind
         await client.infer("again-fused", {"row": row(8, SLOW, at=0)}, ttl_seconds=0.6)
-    assert time.monotonic() - started < 3.1  # what runs is not interrupted; the client's own timer is 2 s behind
     assert [value(await job.result()) for job in running] == [3, 4]
     assert value(await client.infer("again-fused", {"row": row(9)})) == 12
     steps = [decode_headers(record.headers) for record in await fleet.records("headrace.requests.", waiting.id)]

@@ -81,11 +81,11 @@ def test_nothing_outlives_a_stack_that_is_killed(tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(FLEET)
     terminal = Terminal(tmp_path)
-    running = Up(terminal, f"headrace up --kafka embedded --fleet {fleet}")
-    running.wait_ready()
-    pids = {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)}
-    os.kill(running.process.pid, 9)
-    running.end()
+    with Up(terminal, f"headrace up --kafka embedded --fleet {fleet}") as running:
+        running.wait_ready()
+        pids = {child.pid for child in psutil.Process(running.process.pid).children(recursive=True)}
+        os.kill(running.process.pid, 9)
+        running.end()
     assert len(pids) >= 7  # guardian, broker, Redis, scheduler, agent, ingest, engine
     wait_until_sync(lambda: not any(exists(pid) for pid in pids), f"some of {pids} live on", timeout=30)
     assert terminal.run("headrace status").returncode == 2

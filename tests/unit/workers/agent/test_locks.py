@@ -81,11 +81,12 @@ def test_a_gang_takes_all_of_its_devices_or_none(locks: Locks) -> None:
 
 def test_a_process_that_inherited_the_lock_keeps_the_device_when_its_agent_is_gone(locks: Locks) -> None:
     lock = locks.acquire(lease("a", 5, "whole"))
-    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lock.descriptors)
-    lock.close()
-    with pytest.raises(ShareBusy):
-        locks.acquire(lease("b", 6, "whole"))
-    child.communicate(b"\n")
+    waiting = [sys.executable, "-S", "-c", "input()"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, pass_fds=lock.descriptors) as child:
+        lock.close()
+        with pytest.raises(ShareBusy):
+            locks.acquire(lease("b", 6, "whole"))
+        child.communicate(b"\n")
     locks.acquire(lease("b", 6, "whole")).close()
 
 
