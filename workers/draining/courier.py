@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import compress
 
+from msgspec import structs
+
 from contracts import topics
 from contracts.clock import Clock
+from contracts.codec import decode_request
 from contracts.emissions import Job, Outbound, failed, outbound
 from contracts.messages import Ran, Status
 from contracts.parts import joins_partition
@@ -138,6 +141,8 @@ class Courier:
         if isinstance(emission, Answer):
             self._answer_lost(shipment, record, text)
             return
+        if isinstance(emission, Ask):
+            emission = _as_written(emission, record.value)
         self._ship(shipment, _undone(shipment.job, emission, text), None)
         shipment.settled()
 
@@ -182,6 +187,13 @@ class Courier:
         pipeline = job.plan.pipeline
         topic = topics.joins(self._prefix, pipeline.model, pipeline.version)
         return f"{topic}/{joins_partition(job.id, job.plan.partitions)}/-"
+
+
+def _as_written(ask: Ask, body: bytes) -> Ask:
+    """A request with the values of its record: its own were views of what may hold another batch by now."""
+    written = decode_request(body)
+    carried = {tensor.name: tensor for tensor in written.carried}
+    return structs.replace(ask, inputs=written.inputs, carried=carried)
 
 
 def _undone(job: Job, emission: Emission, why: str) -> list[Emission]:

@@ -13,7 +13,7 @@ from contracts.dead_letters import Undertaker, parse_dead_letter
 from contracts.emissions import Job
 from contracts.messages import ReplyAddress, Status
 from contracts.names import ModelVersion
-from contracts.plans import Answer, Plan
+from contracts.plans import Answer, Ask, Binding, Member, Node, Plan, Source
 from contracts.tensors import Tensor
 from tests.helpers import FakeClock
 from workers.draining.courier import Courier
@@ -88,6 +88,46 @@ def test_when_even_that_is_lost_the_answer_itself_is_kept() -> None:
     assert bench.topics == [REPLY, REPLY, DEAD]
     assert bench.post.then(2)[0] == large
     assert len(bench.done) == 1
+
+
+def test_what_goes_past_a_step_that_cannot_be_asked_is_what_it_was_when_it_was_sent() -> None:
+    """The values of a step are views of a slot, which holds another batch when the loss is noticed."""
+    given = Binding("x", (Source("input", "x"),))
+    plan = Plan(
+        pipeline=ModelVersion("line", 1),
+        partitions=1,
+        nodes=(
+            Node(name="input", kind="input", outputs=("x",)),
+            Node(
+                name="gone",
+                kind="model",
+                host="input",
+                model=ModelVersion("gone", 1),
+                outputs=("y",),
+                on_error="skip",
+                keep=("input.x",),
+                members=(Member((given,)),),
+            ),
+            Node(
+                name="output",
+                kind="output",
+                host="gone",
+                members=(Member((Binding("o", (Source("gone", "y"), Source("input", "x"))),)),),
+            ),
+        ),
+    )
+    slot = bytearray(np.full((1, 4), 7, np.float32).tobytes())
+    asked, past = (Tensor(name, "FP32", (1, 4), memoryview(slot)) for name in ("x", "input.x"))
+    post, done = Post(), list[object]()
+    courier = Courier(cast("Publisher", post), FakeClock(), prefix="headrace", partition_of=lambda _: 0)
+    ask = Ask("gone", (), ModelVersion("gone", 1), (asked,), {past.name: past}, {})
+    courier.send(Job("job-1", plan, ReplyAddress(REPLY, 0, "me")), [ask], 10.0, done.append)
+    slot[:] = bytes(len(slot))
+    post.then(3)
+    (value, headers, _), *_ = (posted[1] for posted in post.sent[1:])
+    response, _ = decode_response(headers, value)
+    assert response.status is Status.OK
+    assert response["o"].to_numpy().tolist() == [[7.0] * 4]
 
 
 def test_a_dead_letter_topic_that_does_not_exist_holds_nobody_up() -> None:
