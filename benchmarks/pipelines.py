@@ -158,7 +158,7 @@ async def measure(stack: EmbeddedStack, jobs: int, seconds: float) -> dict[str, 
         "fused_three_steps_ms_p50": round(percentile(fused[1], 50) * 1000, 3),
         "chain_cpu_us_per_job": round(used[CHAIN] / (1.25 * seconds * rates[CHAIN][-1]) * 1e6, 1),
         "mixed": work.mixed,
-        "plain": plain,
+        **{f"plain_{name}": value for name, value in plain.items()},
     }
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 
 from contracts import gathering, rows
 from contracts.environment import (
-    FAILED,
     add_missing,
     failed_steps,
     failure_of,
@@ -138,7 +137,7 @@ def _straight_on(
     None when there is something to decide after all, and the walk has to: a tensor is not there, or a step has failed.
     """
     way = plan.straight.get(node.name)
-    if way is None or any(key == MISSING or key.endswith(FAILED) for key in env):
+    if way is None or MISSING in env or failed_steps(env):
         return None
     values = dict(env)
     for name, key in way.made:

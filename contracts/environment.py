@@ -13,8 +13,7 @@ from contracts.messages import Status
 from contracts.plans import MISSING, Constant, Env, Failure, Source
 from contracts.tensors import BYTES, Tensor, pack_elements, unpack_elements
 
-FAILED = "!"
-"""The end of the key under which a failure is kept."""
+_MARK = "!"
 
 
 class Pending:
@@ -47,12 +46,12 @@ def put_value(env: Env, step: str, tensors: Mapping[str, Tensor], used: Collecti
 def put_failure(env: Env, step: str, failure: Failure) -> None:
     """Note that a step failed, or could not run because another did."""
     fields = [failure.status.value, failure.message, failure.step, "1" if failure.retryable else ""]
-    env[step + FAILED] = tensor_of(step + FAILED, fields)
+    env[step + _MARK] = tensor_of(step + _MARK, fields)
 
 
 def failure_of(env: Env, step: str) -> Failure | None:
     """The failure of a step, if it is known to have failed."""
-    tensor = env.get(step + FAILED)
+    tensor = env.get(step + _MARK)
     if tensor is None:
         return None
     status, message, origin, retryable = texts_of(tensor)
@@ -61,7 +60,7 @@ def failure_of(env: Env, step: str) -> Failure | None:
 
 def failed_steps(env: Env) -> list[str]:
     """The steps that are known to have failed."""
-    return [key[: -len(FAILED)] for key in env if key.endswith(FAILED)]
+    return [key[: -len(_MARK)] for key in env if key.endswith(_MARK)]
 
 
 def add_missing(env: Env, names: Iterable[str]) -> None:
@@ -82,7 +81,7 @@ def kept(env: Env, keys: Iterable[str]) -> Env:
     failed = failed_steps(env)
     if failed:
         wanted = {key.partition(".")[0] for key in keys}
-        found.update({step + FAILED: env[step + FAILED] for step in failed if step in wanted})
+        found.update({step + _MARK: env[step + _MARK] for step in failed if step in wanted})
     if MISSING in env:
         found[MISSING] = env[MISSING]
     return found

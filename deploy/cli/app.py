@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -47,16 +50,25 @@ class _Commands(TyperGroup):
     """The library would end a command whose output nobody reads any more as one that failed."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _noticing():  # pages of help are printed here
             return super().make_context(*args, **kwargs)
-        except BrokenPipeError:  # a page of help
-            raise _NobodyReads from None
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _noticing():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise _NobodyReads from None
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    """Tell output that nobody reads from any other broken pipe, which is a failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)  # a pipe without a reader is reported whatever is asked for
+        if not poll.poll(0):
+            raise
+        raise _NobodyReads from None
 
 
 app = typer.Typer(

@@ -137,6 +137,20 @@ def test_output_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_another_pipe_that_breaks_is_a_failure() -> None:
+    script = """
+from deploy.cli import app
+
+@app.app.command()
+def breaks() -> None:
+    raise BrokenPipeError
+
+app.run()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script, "breaks"], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+
+
 def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"data": [[1.5, math.nan], (math.inf, -math.inf)], "n": 3, "text": "NaN"}
     print_json(value)
