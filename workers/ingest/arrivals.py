@@ -81,6 +81,8 @@ class Arrivals:
         keeps_order: bool,
     ) -> None:
         self._batcher = batcher
+        self.pump = batcher.pump
+        """To be called when the last of several was put."""
         self._blobs = store.blobs
         self._budget = store.budget
         self._request_bytes = store.request_bytes
@@ -127,10 +129,6 @@ class Arrivals:
     async def wait_for_room(self) -> None:
         """Return when more can be taken."""
         await self._batcher.wait_for_room()
-
-    def pump(self) -> None:
-        """The last of several was put."""
-        self._batcher.pump()
 
     def drop(self, unwanted: Callable[[Delivery], bool], *, begun: bool = False) -> None:
         """Forget requests that the next owner of their partition will read again, queued ones too."""

@@ -86,10 +86,6 @@ class _Taking:
         self.room = max_rows
         self.limit = max(now, hopeless(min(max_rows, waiting)))
 
-    def take(self, delivery: Delivery) -> None:
-        self.ready.append(delivery)
-        self.room -= delivery.rows
-
     def drop(self, delivery: Delivery) -> None:
         self.dropped.append(delivery)
         self._waiting -= delivery.rows
@@ -112,7 +108,8 @@ class BatchQueue:
         """The same by the lane whose topic they came from; None as long as all come from one."""
 
     def __bool__(self) -> bool:
-        return bool(self._groups) or self.has_keys
+        high, normal, low = self._lanes
+        return bool(normal or high or low or self._groups)
 
     @property
     def has_keys(self) -> bool:
@@ -175,9 +172,9 @@ class BatchQueue:
 
     def next_keys(self, now: float, most: int = 16) -> list[Hashable]:
         """Up to `most` batch keys in the order in which they should be served; the most urgent first."""
-        lanes = [lane for lane in self._lanes if lane]
-        if len(lanes) == 1 and len(lanes[0]) == 1:
-            return list(lanes[0])
+        high, normal, low = self._lanes
+        if len(normal) == 1 and not high and not low:
+            return list(normal)
         first = self._first_lane(now)
         heads: dict[Hashable, tuple[bool, float]] = {}
         for number, lane in enumerate(self._lanes):
@@ -246,8 +243,12 @@ class BatchQueue:
         Refused are requests whose deadline has passed or is before `hopeless` of the rows that the batch will have;
         they take up no room. Each that is refused may make the batch smaller and quicker, and save the next.
         """
-        lanes = [number for number, lane in enumerate(self._lanes) if key in lane]
-        taking = _Taking(max_rows, sum(self._lanes[number][key].rows for number in lanes), now, hopeless)
+        lanes, waiting = [], 0
+        for number, lane in enumerate(self._lanes):
+            if key in lane:
+                lanes.append(number)
+                waiting += lane[key].rows
+        taking = _Taking(max_rows, waiting, now, hopeless)
         while len(lanes) > 1:  # one at a time, so that the draw decides about each
             number = self._drawn_lane(lanes, key, now)
             left = taking.room
@@ -295,7 +296,8 @@ class BatchQueue:
                 continue
             if head.rows > taking.room and taking.ready:
                 break
-            taking.take(line.pop())
+            taking.ready.append(line.pop())
+            taking.room -= head.rows
             if once:
                 break
         taken = before - line.rows

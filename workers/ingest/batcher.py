@@ -71,7 +71,7 @@ class Batcher:
         self._suspects = suspects
         self._worker = worker
         self._in_flight: dict[int, Flight] = {}
-        self._alarm = Alarm(self.pump)
+        self._alarm = Alarm(launcher.pump)
         self._arrived_rows = 0
         self._is_stale = False
         self._policy = Policy(spec.batching)
@@ -93,6 +93,7 @@ class Batcher:
             settle=self._settle,
             worker=worker,
         )
+        self.pump = launcher.pump
         self._number = launcher.join(self)
         self.configure(spec.batching)
 
@@ -114,10 +115,6 @@ class Batcher:
         largest = self._policy.largest
         for part in split(delivery, largest) if delivery.rows > largest else (delivery,):
             self.queue.put(part)
-
-    def pump(self) -> None:
-        """Launch what can be launched now, of this and every other model."""
-        self._launcher.pump()
 
     @property
     def waiting_rows(self) -> int:
@@ -153,8 +150,9 @@ class Batcher:
             taken = self._next()
             if isinstance(taken, Launch):
                 return taken
-            found, reason = taken
-            deliveries = self._gate.admitted(found, self.in_flight)
+            deliveries, reason = taken
+            if self._gate.is_shut:
+                deliveries = self._gate.admitted(deliveries, self.in_flight)
             if deliveries and self._launch(deliveries, reason):
                 return Launch.DONE
         return Launch.NONE
@@ -197,7 +195,7 @@ class Batcher:
         group = self.queue.next_group()
         if group is not None:
             return self._living(group, now), "retry"
-        engine = self._launcher.engine(now)._replace(way_back=self._responder.way_back_seconds)
+        engine = self._launcher.engine(now, self._responder.way_back_seconds)
         until = math.inf
         for key in self.queue.next_keys(now):
             decision = self._policy.decide(now, self.queue.waiting(key), engine)
@@ -214,7 +212,9 @@ class Batcher:
 
     def _cut(self, key: Hashable, cut: Cut, now: float) -> list[Delivery]:
         ready, dropped = self.queue.take(key, cut.rows, now, cut.hopeless)
-        self._refuse_all(dropped, now)
+        self._is_stale = False
+        if dropped:
+            self._refuse_all(dropped, now)
         return self._living(ready, now)
 
     def _refuse_all(self, dropped: Sequence[Delivery], now: float) -> bool:
@@ -231,9 +231,10 @@ class Batcher:
 
     def _living(self, deliveries: list[Delivery], now: float) -> list[Delivery]:
         """Answer what expired or was cancelled, return the rest."""
-        if not self._cancelled and all(
-            d.deadline > now and d.whole is None and d.origin.leg is None for d in deliveries
-        ):
+        is_plain = not self._cancelled
+        for delivery in deliveries:
+            is_plain &= delivery.deadline > now and delivery.whole is None and delivery.origin.leg is None
+        if is_plain:
             return deliveries
         living = []
         for delivery in deliveries:
@@ -256,18 +257,18 @@ class Batcher:
             self._launcher.release(slot)
             self._failures.too_large(deliveries, self._slots.input_bytes)
             return False
-        now = self._clock.monotonic()
+        steps = self._gate.steps(deliveries) if self._gate.is_shut else ()
+        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, deliveries[0].parameters, steps))
+        # In the same turn of the loop, but behind the batch: what waits for all this to be noted is the engine.
+        now, rows = self._clock.monotonic(), 0
         for delivery in deliveries:
+            rows += delivery.rows
             delivery.launched = now
             delivery.launches += 1
             delivery.batched_us = int((now - delivery.taken) * 1e6)
-        rows = sum(delivery.rows for delivery in deliveries)
         stream = self._streams.begin(deliveries, laid.rows) if self._spec.streaming else None
         self._in_flight[slot] = flight = Flight(deliveries, rows, reason, stream)
-        self._launcher.launched(slot, self._number, self._policy.table.mean(rows), is_alone=flight.is_alone)
-        parameters, steps = deliveries[0].parameters, self._gate.steps(deliveries)
-        self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, parameters, steps))
-        # In the same turn of the loop, but behind the batch: what waits for Redis to be woken is the engine.
+        self._launcher.launched(slot, self._number, now, self._policy.table.mean(rows), is_alone=flight.is_alone)
         self._suspects.launched(slot, deliveries)
         metrics.BATCH_WAIT.observe(now - deliveries[0].taken)
         metrics.BATCHES.labels(reason).inc()

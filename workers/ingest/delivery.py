@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from contracts.adapters.kafka import Record
 from contracts.codec import PRIORITIES
 from contracts.messages import Parameters, Ran, ReplyAddress, RequestHeaders, SequenceStep
@@ -46,7 +48,7 @@ class Leg:
         return True
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True):
     """Where a record came from and where its response goes; all that an answer needs.
 
     `reply` None means that nobody waits for the response. `attempt` counts redeliveries through retry topics. `leg` is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from contracts.messages import Receipt
 from contracts.tensors import Tensor
@@ -80,7 +80,7 @@ class Stream:
         return (*closed, *range(len(self.lines), self.rows))
 
 
-class Flight(NamedTuple):
+class Flight(msgspec.Struct, frozen=True):
     """Its requests, rows, why it was cut, and how far it has come if it is a stream."""
 
     deliveries: list[Delivery]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contracts.adapters.compiled import compiled
 from contracts.adapters.registry import RegisteredModel, RegistryState
 from contracts.errors import ConfigurationError, InvalidRequest, ModelLoadError, ModelNotFound
-from contracts.messages import RequestBody, RequestHeaders, SequenceStep
+from contracts.messages import Hop, RequestBody, RequestHeaders, SequenceStep
 from contracts.names import ModelVersion
 from contracts.plans import Plan
 from contracts.tensors import Tensor
@@ -71,7 +71,7 @@ class FusedPipeline(Served):
 class _Intake(Intake):
     """Takes submissions: what they carry of a job is only its id, which is theirs."""
 
-    def _leg(self, headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
+    def _leg(self, headers: RequestHeaders, hop: Hop, now: float, waited_ms: int) -> Leg | None:
         return None
 
 

@@ -40,6 +40,8 @@ class Gate:
     ) -> None:
         """`settle` is told of each step that has its outcome here; `cancelled` has the names of those given up."""
         self._sequences = None if spec is None else Sequences(spec)
+        self.is_shut = spec is not None
+        """Whether steps have to be let through."""
         self._clock = clock
         self._answers = answers
         self._settle = settle

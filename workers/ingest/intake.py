@@ -6,13 +6,15 @@ Nothing that a record contains may stop the worker: headers, body, shapes and na
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from msgspec import Struct
 
 from contracts.adapters.kafka import Record
 from contracts.clock import Clock
 from contracts.codec import decode_address, decode_headers, decode_request
 from contracts.errors import DeadlineExceeded, InvalidRequest, RequestError
-from contracts.messages import RequestBody, RequestHeaders, SequenceStep
+from contracts.messages import Hop, RequestBody, RequestHeaders, SequenceStep
 from contracts.names import ModelVersion
 from workers.draining.broker_time import BrokerTime
 from workers.draining.claim import Claim
@@ -32,7 +34,7 @@ class Checking(Protocol):
         ...
 
 
-class Moment(NamedTuple):
+class Moment(Struct, frozen=True, gc=False):
     """When records are taken, by this machine's monotonic clock and by the broker's."""
 
     now: float
@@ -68,14 +70,13 @@ class Intake:
             request_id, reply = decode_address(record.headers)
             self._responder.refuse(Origin(claim, record, request_id, reply), error)
             return None
-        now = moment.now
-        waited_ms = moment.waited_ms(record)
-        leg = self._leg(headers, now, waited_ms)
+        hop = headers.hop
+        leg = None if hop is None else self._leg(headers, hop, moment.now, moment.waited_ms(record))
+        if leg is not None and hop is not None:
+            self._responder.onward.expect(hop)
         origin = Origin(claim, record, headers.id, headers.reply, headers.attempt, leg)
-        if leg is not None and headers.hop is not None:
-            self._responder.onward.expect(headers.hop)
         try:
-            return self._accept(origin, headers, now, waited_ms)
+            return self._accept(origin, headers, moment)
         except RequestError as error:
             self._responder.refuse(origin, error)
             return None
@@ -86,13 +87,16 @@ class Intake:
         request_id, reply = decode_address(record.headers)
         leg = None
         with contextlib.suppress(InvalidRequest):
-            moment = self.moment()
-            leg = self._leg(decode_headers(record.headers), moment.now, moment.waited_ms(record))
+            headers, moment = decode_headers(record.headers), self.moment()
+            if headers.hop is not None:
+                leg = self._leg(headers, headers.hop, moment.now, moment.waited_ms(record))
         self._responder.condemn(Origin(claim, record, request_id, reply, leg=leg), message, attempts)
 
-    def _accept(self, origin: Origin, headers: RequestHeaders, now: float, waited_ms: int) -> Delivery:
-        self._check_model(headers)
+    def _accept(self, origin: Origin, headers: RequestHeaders, moment: Moment) -> Delivery:
+        if headers.model is not None or headers.version is not None:
+            self._check_model(headers)
         self._validator.check_step(headers.sequence)
+        now, waited_ms = moment.now, moment.waited_ms(origin.record)
         if waited_ms >= headers.ttl_ms:
             msg = f"the time to live of {headers.ttl_ms} ms ended {waited_ms - headers.ttl_ms} ms before it was taken"
             raise DeadlineExceeded(msg)
@@ -124,8 +128,6 @@ class Intake:
             msg = f"the headers ask for version {headers.version}, the topic serves {self._key}"
             raise InvalidRequest(msg)
 
-    def _leg(self, headers: RequestHeaders, now: float, waited_ms: int) -> Leg | None:
-        if headers.hop is None:
-            return None
-        left_ms = headers.ttl_ms if headers.hop.left_ms is None else headers.hop.left_ms
+    def _leg(self, headers: RequestHeaders, hop: Hop, now: float, waited_ms: int) -> Leg | None:
+        left_ms = headers.ttl_ms if hop.left_ms is None else hop.left_ms
         return Leg(headers, now + (left_ms - waited_ms) / 1000)

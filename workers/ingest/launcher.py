@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from contracts.clock import Clock
 from workers.ingest.handover import Handover
@@ -76,7 +78,7 @@ class Launching(Protocol):
         """The engine is gone with all its batches; `was_alone` when it had but one."""
 
 
-class _Flight(NamedTuple):
+class _Flight(msgspec.Struct, gc=False):
     """A batch that the engine has: when it was sent, whether to an idle engine, and when it should be back."""
 
     model: int
@@ -136,13 +138,13 @@ class Launcher:
         flight = self._flights.get(slot)
         return None if flight is None else flight.model
 
-    def engine(self, now: float) -> Engine:
-        """How much the engine has in hand, and when it is expected to be free."""
+    def engine(self, now: float, way_back: float = 0.0) -> Engine:
+        """How much the engine has in hand, and when it is expected to be free; answers travel `way_back` seconds."""
         flights, handover = self._flights, self._handover
         if not flights:
-            return Engine(0, 0.0, handover=handover.seconds)
+            return Engine(0, 0.0, way_back, handover.seconds)
         wait = max(flight.ends for flight in flights.values()) - now
-        return Engine(len(flights), wait, handover=handover.seconds, lead=handover.lead)
+        return Engine(len(flights), wait, way_back, handover.seconds, handover.lead)
 
     # --- towards the engine -------------------------------------------------------------------------------------------
 
@@ -155,24 +157,27 @@ class Launcher:
         try:
             while self._pump_again:
                 self._pump_again = False
-                for batches in self._models:
+                while self._launch_one():
+                    pass
+                for batches in self._models:  # behind the launch: the engine need not wait for what is noted here
                     batches.look()
-                if self.is_waiting:
-                    while self._has_place() and self._launch_one():
-                        pass
-                    for batches in self._models:
-                        batches.look()
         finally:
             self._is_pumping = False
 
     def _has_place(self) -> bool:
-        if len(self._flights) >= DEPTH or not self._pool.free or not self._may_launch():
+        flights = self._flights
+        if flights and (len(flights) >= DEPTH or any(flight.is_alone for flight in flights.values())):
             return False
-        return not any(flight.is_alone for flight in self._flights.values())
+        return self._pool.free > 0 and self._may_launch()
 
     def _launch_one(self) -> bool:
-        """Let the models have their turns until one launches; False when none does."""
-        waiting = [model for model, batches in enumerate(self._models) if batches.is_waiting]
+        """If there is a place, let the models have their turns until one launches; False when none does."""
+        waiting = []
+        for model, batches in enumerate(self._models):
+            if batches.is_waiting:
+                waiting.append(model)
+        if not waiting or not self._has_place():
+            return False
         if len(waiting) > 1:
             waiting = self._in_turn(waiting)
         for model in waiting:
@@ -202,13 +207,14 @@ class Launcher:
         """What stood in a slot is not needed any more."""
         self._pool.release(slot)
 
-    def launched(self, slot: int, model: int, seconds: float, *, is_alone: bool) -> None:
-        """A batch is about to be sent; it is expected to take so long."""
-        now = self._clock.monotonic()
+    def launched(self, slot: int, model: int, now: float, seconds: float, *, is_alone: bool) -> None:
+        """A batch is sent; it is expected to take so long."""
         self._launched += 1
-        begins = max((flight.ends for flight in self._flights.values()), default=0.0)
-        ends = max(now + self._handover.seconds, begins) + seconds
-        self._flights[slot] = _Flight(model, self._launched, seconds, is_alone, now, not self._flights, ends)
+        begins = now + self._handover.seconds
+        if was_busy := bool(self._flights):
+            begins = max(begins, *(flight.ends for flight in self._flights.values()))
+        flight = _Flight(model, self._launched, seconds, is_alone, now, not was_busy, begins + seconds)
+        self._flights[slot] = flight
         self._turns.charge(model, seconds)
 
     # --- back from the engine -----------------------------------------------------------------------------------------
@@ -218,7 +224,7 @@ class Launcher:
         flight = self._flights.get(part.slot)
         if flight is not None and self._pool.is_current(part.slot, part.sequence):
             self._launched += 1
-            self._flights[part.slot] = flight._replace(number=self._launched)
+            flight.number = self._launched
             self._models[flight.model].part(part)
 
     def done(self, done: Done) -> None:
@@ -244,9 +250,8 @@ class Launcher:
         if not self._pool.is_current(answer.slot, answer.sequence):
             return None
         flight, ends = self._flights.pop(answer.slot, None), self._clock.monotonic()
-        for slot, other in self._flights.items():
-            ends = max(ends, other.launched + self._handover.seconds) + other.seconds
-            self._flights[slot] = other._replace(ends=ends)
+        for other in self._flights.values():
+            other.ends = ends = max(ends, other.launched + self._handover.seconds) + other.seconds
         return flight
 
     def _learn(self, flight: _Flight, now: float, done: Done) -> None:

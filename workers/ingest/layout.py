@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -30,7 +31,7 @@ _BIG_TENSOR_BYTES = 4096  # above this one copy per tensor into the slot beats j
 _EMPTY_ELEMENT = b"\0\0\0\0"  # a BYTES element of no bytes
 
 
-class Laid(NamedTuple):
+class Laid(msgspec.Struct, frozen=True, gc=False):
     """A batch in its slot: the tensors, and the rows that the engine computes."""
 
     regions: tuple[Region, ...]
@@ -58,32 +59,29 @@ class Layout:
 
     def fill(self, slot: memoryview, deliveries: Sequence[Delivery]) -> Laid:
         """Lay the rows of all deliveries into a slot. Raises ValueError when they do not fit."""
-        rows = sum(delivery.rows for delivery in deliveries)
+        rows = 0
+        for delivery in deliveries:
+            rows += delivery.rows
         total = rows if self._buckets is None else max(rows, self._buckets.up(rows))
         regions: list[Region] = []
-        offset = 0
+        end = 0
         for index, tensor in enumerate(deliveries[0].inputs):
-            tail = tensor.shape[1:]
+            offset, tail = align(end) if end else 0, tensor.shape[1:]
             if self._measure is not None:
                 tail = padded_tail(self._tails[index], tail, self._lengths)
-            end = self._lay(slot, offset, index, tail, deliveries, total)
+            tensors = [delivery.inputs[index] for delivery in deliveries] if len(deliveries) > 1 else (tensor,)
+            end = self._lay(slot, offset, tensors, tail, total - rows)
             regions.append(Region(tensor.name, tensor.datatype, (total, *tail), offset, end - offset))
-            offset = align(end)
         if self._filled:
-            self._add_filled(slot, offset, regions, deliveries, total)
+            self._add_filled(slot, align(end), regions, deliveries, total)
         return Laid(tuple(regions), total)
 
     def _lay(
-        self,
-        slot: memoryview,
-        offset: int,
-        index: int,
-        tail: tuple[int, ...],
-        deliveries: Sequence[Delivery],
-        rows: int,
+        self, slot: memoryview, offset: int, tensors: Sequence[Tensor], tail: tuple[int, ...], missing: int
     ) -> int:
-        tensors = [delivery.inputs[index] for delivery in deliveries]
+        """Lay tensors, and so many rows that are missing, one below the other; returns the end."""
         if self._measure is not None and any(tensor.shape[1:] != tail for tensor in tensors):
+            rows = missing + sum(tensor.shape[0] for tensor in tensors)
             target = _array(slot, offset, tensors[0].datatype, (rows, *tail))
             target[...] = _pad(tensors[0].datatype, self._padding.value)
             start = 0
@@ -92,15 +90,17 @@ class Layout:
                 target[(slice(start, start + tensor.shape[0]), *inner)] = tensor.to_numpy()
                 start += tensor.shape[0]
             return offset + target.nbytes
-        end = _copy(slot, offset, [tensor.data for tensor in tensors])
-        missing = rows - sum(tensor.shape[0] for tensor in tensors)
+        end = _copy(slot, offset, tensors)
         return self._fill_up(slot, end, tensors[0].datatype, (missing, *tail)) if missing else end
 
     def _fill_up(self, slot: memoryview, offset: int, datatype: str, shape: tuple[int, ...]) -> int:
         if datatype == BYTES:
-            return _copy(slot, offset, [memoryview(_EMPTY_ELEMENT * math.prod(shape))])
-        padding = np.full(shape, _pad(datatype, self._padding.value)).astype(numpy_type(datatype))
-        return _copy(slot, offset, [memoryview(padding.tobytes())])
+            padding = _EMPTY_ELEMENT * math.prod(shape)
+        else:
+            padding = np.full(shape, _pad(datatype, self._padding.value)).astype(numpy_type(datatype)).tobytes()
+        end = offset + len(padding)
+        slot[offset:end] = padding
+        return end
 
     def _add_filled(
         self, slot: memoryview, offset: int, regions: list[Region], deliveries: Sequence[Delivery], rows: int
@@ -192,15 +192,15 @@ def _array(slot: memoryview, offset: int, datatype: str, shape: tuple[int, ...])
     return np.ndarray(shape, dtype, slot, offset)
 
 
-def _copy(slot: memoryview, offset: int, parts: Sequence[memoryview]) -> int:
-    """Copy parts one behind the other into a slot; returns the end. Raises ValueError when they do not fit."""
-    if len(parts[0]) < _BIG_TENSOR_BYTES:
-        joined = b"".join(parts)
+def _copy(slot: memoryview, offset: int, tensors: Sequence[Tensor]) -> int:
+    """Copy data one behind the other into a slot; returns the end. Raises ValueError when it does not fit."""
+    if len(tensors) > 1 and len(tensors[0].data) < _BIG_TENSOR_BYTES:
+        joined = b"".join([tensor.data for tensor in tensors])
         end = offset + len(joined)
         slot[offset:end] = joined
         return end
-    for part in parts:
-        end = offset + len(part)
-        slot[offset:end] = part
+    for tensor in tensors:
+        end = offset + len(tensor.data)
+        slot[offset:end] = tensor.data
         offset = end
     return offset

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from contracts.serving_specs import BatchingSpec
 from workers.ingest.buckets import Buckets, batch_sizes
@@ -34,7 +35,7 @@ _KNEE = 0.95  # of the highest throughput
 _PAYS = 0.5  # expected arrivals during a batch, per row of it, from which on a larger batch is worth waiting for
 
 
-class Waiting(NamedTuple):
+class Waiting(msgspec.Struct, frozen=True, gc=False):
     """What waits under one batch key: rows, when the oldest was taken, the earliest deadline."""
 
     rows: int
@@ -42,7 +43,7 @@ class Waiting(NamedTuple):
     deadline: float
 
 
-class Engine(NamedTuple):
+class Engine(msgspec.Struct, frozen=True, gc=False):
     """Batches that the engine holds, seconds until it is expected to be free (negative when that is over already) and
     how long an answer then travels; how long a batch travels to it, and how long before it frees the ready one is
     closed.
@@ -55,7 +56,7 @@ class Engine(NamedTuple):
     lead: float = 0.001
 
 
-class Cut(NamedTuple):
+class Cut(msgspec.Struct, frozen=True):
     """Cut a batch of at most `rows` rows now.
 
     `ready` is when a batch without rows would be answered; `seconds` is what rows add, None while nobody is refused by
@@ -72,7 +73,7 @@ class Cut(NamedTuple):
         return self.ready if self.seconds is None else self.ready + self.seconds(min(rows, self.rows))
 
 
-class Wait(NamedTuple):
+class Wait(msgspec.Struct, frozen=True, gc=False):
     """Decide again at `until` (monotonic seconds), or when something changes.
 
     Requests whose deadline is before `hopeless` need not wait for that: they can be refused now, and leave room.
@@ -82,7 +83,7 @@ class Wait(NamedTuple):
     hopeless: float = -math.inf
 
 
-class Hold(NamedTuple):
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """Nothing to do before the engine or the queue changes."""
 
 
@@ -198,7 +199,7 @@ class Policy:
         if cut.rows >= min(self._knee, self.largest):
             return self._cut(cut, "full")
         if cut.rows < most:
-            return cut._replace(reason="deadline")
+            return Cut(cut.rows, "deadline", cut.ready, cut.seconds)
         if engine.in_hand:
             return self._cut(cut, "engine_free")
         return self._with_free_engine(now, cut, waiting)
@@ -207,7 +208,7 @@ class Policy:
         """The size that saves the most urgent request, if the engine keeps up with room to spare at it."""
         mean = self.table.mean
         ready = now + max(engine.wait, engine.handover) + engine.way_back + self.reserve.seconds
-        if ready + mean(1) <= deadline < ready + mean(rows):
+        if rows > 1 and ready + mean(1) <= deadline < ready + mean(rows):
             least = rows
             while ready + mean(least) > deadline:
                 least = self.buckets.below(least)
@@ -216,12 +217,14 @@ class Policy:
         return Cut(rows, "", ready, mean)
 
     def _with_free_engine(self, now: float, cut: Cut, waiting: Waiting) -> Decision:
+        if not self._delay:
+            return self._cut(cut, "engine_free")
         until, reason = waiting.oldest + self._delay, "delay"
         latest = waiting.deadline - self.reserve.seconds - self.table.mean(cut.rows + 1)
         if latest < until:
             until, reason = latest, "deadline"
         if until <= now:
-            return self._cut(cut, reason if self._delay else "engine_free")
+            return self._cut(cut, reason)
         keeps_up = self.table.is_known and self.rate.at(now) * self.table.mean(cut.rows) < _PAYS * cut.rows
         if keeps_up or not self._is_awaited(now, until):
             return self._cut(cut, "engine_free")
@@ -237,5 +240,5 @@ class Policy:
         if self.knobs.padding.batch and self.table.is_known:
             down = self.buckets.down(rows)
             if down < rows and down / self.table.mean(down) > rows / self.table.mean(rows):
-                return cut._replace(rows=down, reason="bucket")
-        return cut._replace(reason=reason)
+                return Cut(down, "bucket", cut.ready, cut.seconds)
+        return Cut(rows, reason, cut.ready, cut.seconds)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from contracts import topics
 from contracts.clock import Clock
 from contracts.codec import encode_response, encode_response_headers, encode_stream_headers
@@ -192,7 +194,7 @@ class Responder:
         text = f"{message}; it could not be tried again"
 
         def give_up(_: object) -> None:
-            hopeless = origin._replace(attempt=MAX_ATTEMPTS)
+            hopeless = structs.replace(origin, attempt=MAX_ATTEMPTS)
             self._fail(hopeless, Status.INTERNAL, text, Receipt(), retryable=True)
 
         return self._postpone(origin, "step", message, ttl, left, give_up)
@@ -241,7 +243,7 @@ class Responder:
     def condemn(self, origin: Origin, message: str, attempts: int) -> None:
         """Put a record aside that nobody dares to decode, then answer POISON if it says where."""
         if origin.leg is not None:
-            hopeless = origin._replace(attempt=MAX_ATTEMPTS)
+            hopeless = structs.replace(origin, attempt=MAX_ATTEMPTS)
             self._fail(hopeless, Status.POISON, message, Receipt(), retryable=False, attempts=attempts)
             return
         body = self._error_body(origin, message, Receipt(), retryable=False)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from contracts.errors import InvalidRequest
@@ -22,7 +22,7 @@ from workers.ingest.buckets import padded_tail
 _floats = frozenset({"FP16", "FP32", "FP64"})
 
 
-class Checked(NamedTuple):
+class Checked(msgspec.Struct, frozen=True, gc=False):
     """A request that fits: its tensors in the spec's order, its rows, and what it may share a batch with."""
 
     inputs: tuple[Tensor, ...]

@@ -120,7 +120,7 @@ class Model:
         if self.suspect and not self.launcher.is_idle:
             return Launch.NONE
         slot, self.slots[slot] = self.launcher.acquire()
-        self.launcher.launched(slot, self.number, self.takes, is_alone=self.suspect)
+        self.launcher.launched(slot, self.number, self.time.now, self.takes, is_alone=self.suspect)
         return Launch.DONE
 
     def look(self) -> None:

@@ -33,7 +33,7 @@ def test_an_idle_engine_is_never_kept_waiting_without_a_delay() -> None:
     for rate in (0, 100, 10_000):
         decision = policy(rate=rate).decide(5.0, Waiting(1, 5.0, 35.0), IDLE)
         assert isinstance(decision, Cut)
-        assert decision[:2] == (1, "engine_free")
+        assert (decision.rows, decision.reason) == (1, "engine_free")
 
 
 def test_with_one_running_and_one_ready_the_queue_grows() -> None:
@@ -47,7 +47,7 @@ def test_nothing_waiting_is_nothing_to_decide() -> None:
 def test_a_full_batch_is_ready_before_the_engine_is() -> None:
     decision = policy(rate=4000).decide(5.0, Waiting(70, 4.99, 35.0), Engine(1, 0.01))
     assert isinstance(decision, Cut)
-    assert decision[:2] == (64, "full")
+    assert (decision.rows, decision.reason) == (64, "full")
 
 
 def test_the_ready_batch_stays_open_until_shortly_before_the_engine_frees() -> None:
@@ -71,7 +71,7 @@ def test_while_a_batch_is_open_only_those_are_refused_whom_no_batch_could_save()
 def test_the_ready_batch_is_closed_when_nobody_else_is_expected() -> None:
     decision = policy(rate=0).decide(5.0, Waiting(10, 4.999, 35.0), Engine(1, 0.008))
     assert isinstance(decision, Cut)
-    assert decision[:2] == (10, "engine_free")
+    assert (decision.rows, decision.reason) == (10, "engine_free")
 
 
 def test_a_delay_is_used_when_the_engine_would_fall_behind_and_another_arrival_is_expected() -> None:
@@ -147,7 +147,7 @@ def test_a_padded_model_is_cut_at_a_bucket_when_filling_up_would_compute_less() 
         steep.finished(5.0, size, size / 1000)
     decision = steep.decide(5.0, Waiting(17, 5.0, 35.0), IDLE)
     assert isinstance(decision, Cut)
-    assert decision[:2] == (16, "bucket")
+    assert (decision.rows, decision.reason) == (16, "bucket")
 
 
 def test_sizes_beyond_the_largest_batch_are_refused() -> None:

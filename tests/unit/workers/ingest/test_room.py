@@ -6,6 +6,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from contracts.adapters.kafka import Partition
 from tests.deliveries import delivery
@@ -20,7 +21,7 @@ CLAIMS = [Claim(Partition(f"t.{lane}", 0), 0, lane=None if lane == NORMAL else l
 
 def from_lane(lane: int, rows: int = 1, *, taken: float = 0.0, deadline: float = 1e9) -> Delivery:
     found = delivery(rows, taken=taken, deadline=deadline, lane=lane)
-    found.origin = found.origin._replace(claim=CLAIMS[lane])
+    found.origin = structs.replace(found.origin, claim=CLAIMS[lane])
     return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from msgspec import structs
+
 from contracts import topics
 from contracts.adapters.kafka import Partition
 from contracts.telemetry import REGISTRY
@@ -34,7 +36,7 @@ def of(priority: str, rows: int, *, in_lane: bool) -> Delivery:
     number = LANES[priority]
     made = delivery(rows, lane=number)
     claim = Claim(Partition("t", 0), 0, lane=number if in_lane else None)
-    made.origin = made.origin._replace(claim=claim)
+    made.origin = structs.replace(made.origin, claim=claim)
     return made
 
 
