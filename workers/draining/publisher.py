@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from contracts.adapters.kafka import Ack, AckUnknown, Outgoing, Producer, TopicMissing
+from contracts.adapters.kafka import Ack, AckUnknown, Begun, Outgoing, Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest
 from workers.draining import metrics
@@ -91,6 +91,7 @@ class Publisher:
         self._acked = acked
         self._progress = progress
         self._destinations: dict[tuple[str, int], _Destination] = {}
+        self._due: list[_Destination] = []  # whose sending is to begin
         self._rebuilding = asyncio.Lock()
         self._generation = 0
         self._acked_at = clock.monotonic()
@@ -124,7 +125,10 @@ class Publisher:
         lost: Continuation,
         diverted: Continuation | None = None,
     ) -> None:
-        """Queue a record; exactly one of the continuations follows, unless the publisher is stopped first."""
+        """Queue a record; exactly one of the continuations follows, unless the publisher is stopped first.
+
+        It is sent with what else is published in this turn of the loop, or at once by `flush`.
+        """
         destination = self._destinations.get((topic, partition))
         if destination is None:
             destination = _Destination(topic, partition, self._clock.monotonic())
@@ -135,20 +139,35 @@ class Publisher:
             and (self._silent or destination.size > DESTINATION_BYTES)
             and self._takes_nothing(destination)
         ):
-            if destination.task is None:
+            if destination.task is None and not destination.records:
                 del self._destinations[topic, partition]
             function, argument = diverted
             function(argument)
             return
+        if destination.task is None and not destination.records:
+            if not self._due:
+                asyncio.get_running_loop().call_soon(self.flush)
+            self._due.append(destination)
         destination.records.append(record)
         destination.continuations.append((settle, lost, diverted))
         destination.size += size
         self.waiting_bytes += size
         if destination.size > DESTINATION_BYTES and destination.relief is None:
             destination.relief = asyncio.get_running_loop().call_later(STALLED_SECONDS, self._relieve, destination)
-        if destination.task is None:
+
+    def flush(self) -> None:
+        """Send now what waits for the end of this turn: nothing else is to be sent with it."""
+        due, self._due = self._due, []
+        for destination in due:
+            topic, partition = destination.topic, destination.partition
+            records, continuations = destination.take()
+            try:
+                begun = self._producer.begin_many(topic, partition, records, is_lone=len(self._destinations) == 1)
+            except Exception as exc:  # noqa: BLE001 - whatever it was, the task meets it again
+                log.debug("%s/%d: %r", topic, partition, exc)
+                begun = None
             destination.task = asyncio.get_running_loop().create_task(
-                self._send_all(destination), name=f"publish {topic}/{partition}"
+                self._send_all(destination, records, continuations, begun), name=f"publish {topic}/{partition}"
             )
 
     # --- destinations that take nothing -------------------------------------------------------------------------------
@@ -192,12 +211,18 @@ class Publisher:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    async def _send_all(self, destination: _Destination) -> None:
+    async def _send_all(
+        self,
+        destination: _Destination,
+        records: list[Outgoing],
+        continuations: list[_Continuations],
+        begun: Begun | None,
+    ) -> None:
         key = destination.topic, destination.partition
         try:
-            while destination.records:
-                records, continuations = destination.take()
-                end = await self._send(destination, records)
+            while records:
+                end = await self._send(destination, records, begun)
+                begun = None
                 destination.moved_at = self._clock.monotonic()
                 if end is _End.SILENT:
                     log.warning("%s/%d takes nothing: its records are diverted", *key)
@@ -205,14 +230,15 @@ class Publisher:
                     destination.records = [*records, *destination.records]
                     destination.continuations = [*continuations, *destination.continuations]
                     self._divert(destination)
-                    continue
-                self._silent.pop(key, None)
-                self._forget(destination, records)
-                if end is _End.TOO_LARGE:
-                    await self._send_singly(destination, records, continuations)
                 else:
-                    _continue(continuations, end)
-                self._progress()
+                    self._silent.pop(key, None)
+                    self._forget(destination, records)
+                    if end is _End.TOO_LARGE:
+                        await self._send_singly(destination, records, continuations)
+                    else:
+                        _continue(continuations, end)
+                    self._progress()
+                records, continuations = destination.take()
         finally:
             destination.task = None
             if destination.relief is not None:
@@ -227,8 +253,8 @@ class Publisher:
             end = await self._send(destination, [record]) if len(records) > 1 else _End.TOO_LARGE
             _continue([following], end)
 
-    async def _send(self, destination: _Destination, records: Sequence[Outgoing]) -> _End:
-        """Return what became of the records; TOO_LARGE when one of them is."""
+    async def _send(self, destination: _Destination, records: Sequence[Outgoing], begun: Begun | None = None) -> _End:
+        """Return what became of the records; TOO_LARGE when one of them is. The first attempt may be `begun`."""
         for attempt in itertools.count():
             generation, sent_ms, sent = self._generation, self._clock.unix_ms(), self._clock.monotonic()
             try:
@@ -238,6 +264,7 @@ class Publisher:
                     records,
                     timeout_seconds=ACK_SECONDS,
                     is_lone=len(self._destinations) == 1,
+                    begun=begun if attempt == 0 else None,
                 )
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)
@@ -279,6 +306,7 @@ class Publisher:
 
     async def drain(self, seconds: float) -> bool:
         """Wait until everything is acknowledged; False when that took longer."""
+        self.flush()
         tasks = [d.task for d in self._destinations.values() if d.task is not None]
         if not tasks:
             return True
@@ -287,6 +315,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Give up what is not acknowledged; its records stay uncommitted and are done again by the next owner."""
+        self._due.clear()
         tasks = [d.task for d in self._destinations.values() if d.task is not None]
         for task in tasks:
             task.cancel()

@@ -8,7 +8,6 @@ A completion first launches the next batch and then encodes its own responses, s
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -277,26 +276,26 @@ class Batcher:
 
     # --- back from the engine -----------------------------------------------------------------------------------------
 
-    def done(self, done: Done) -> None:
+    def done(self, done: Done, *, is_awaited: bool) -> None:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
-        self._gate.ran(flight.open)
-        if self._launcher.is_waiting:  # the engine comes first, and what it took decides about the next batch
+        if self._gate.is_shut:
+            self._gate.ran(flight.open)
+        if is_awaited:  # the engine comes first, and what it took decides about the next batch
             self._learn(flight, done)
             self.pump()
-            self._finish(flight, done)
-        else:  # nobody waits but those who asked for this
-            self._finish(flight, done)
-            asyncio.get_running_loop().call_soon(self._learn, flight, done)  # behind the beginning of the sending
-        self._launcher.release(done.slot)
-        self.pump()
-
-    def _finish(self, flight: Flight, done: Done) -> None:
+        now = self._clock.monotonic()
         if flight.stream is None:
-            self._answer(flight, done)
+            self._answer(flight, done, now)
         else:
             self._streams.finish(flight, done)
-        self._responder.count_successes()
+        self._responder.batch_answered()  # which begins the sending
+        if not is_awaited:  # nobody waited but those who asked for this
+            self._learn(flight, done)
+        if flight.stream is None:
+            self._count_late(flight, now)
+        self._launcher.release(done.slot)
+        self.pump()
 
     def _learn(self, flight: Flight, done: Done) -> None:
         seconds = done.compute_us / 1e6
@@ -319,25 +318,24 @@ class Batcher:
         """Have the engine forget sequences that are over, until cancelled."""
         await self._gate.sweep_loop(self._send, self._number)
 
-    def _answer(self, flight: Flight, done: Done) -> None:
-        outputs = self._layout.outputs(done.outputs, self._slots.output(done.slot), flight.deliveries)
+    def _answer(self, flight: Flight, done: Done, now: float) -> None:
+        results = self._layout.results(done.outputs, self._slots.output(done.slot), flight.deliveries)
         succeed, device, settled = self._responder.succeed, self._responder.device, self.queue.settled
-        now, late = self._clock.monotonic(), 0
-        arrives = now + self._responder.way_back_seconds
-        for index, delivery in enumerate(flight.deliveries):
-            if delivery.deadline < arrives:
-                late += delivery.rows
+        for delivery, outputs in zip(flight.deliveries, results, strict=True):
             receipt = flight.receipt(delivery, now, self._worker, device)
             try:
-                succeed(delivery, tuple([output.part(index, delivery.rows) for output in outputs]), receipt)
+                succeed(delivery, outputs, receipt)
             except Exception:  # let through, it would leave the rest of the batch without an outcome for ever
                 log.exception("a result cannot be encoded")
                 self._responder.fail(delivery, Status.INTERNAL, "the result cannot be encoded")
             settled(delivery)
         if flight.is_alone:
             self._suspects.settled(flight.deliveries[0])
-        # Behind the beginning of the sending: it decides about later batches only.
-        asyncio.get_running_loop().call_soon(self._policy.answered, now, flight.rows, late)
+
+    def _count_late(self, flight: Flight, now: float) -> None:
+        """Have the policy learn how many of the answers given at `now` came late."""
+        late = flight.late_rows(now + self._responder.way_back_seconds)
+        self._policy.answered(now, flight.rows, late)
         if late:
             _late.inc(late)
 

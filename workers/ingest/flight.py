@@ -103,6 +103,14 @@ class Flight(msgspec.Struct, frozen=True):
         """Whether the engine waits for us with it."""
         return self.stream is not None and self.stream.is_held
 
+    def late_rows(self, arrives: float) -> int:
+        """Rows of the requests whose deadline is before that."""
+        late = 0
+        for delivery in self.deliveries:
+            if delivery.deadline < arrives:
+                late += delivery.rows
+        return late
+
     def receipt(self, delivery: Delivery, now: float, worker: str, device: str) -> Receipt:
         """What one of its requests is told about where its time went."""
         return Receipt(

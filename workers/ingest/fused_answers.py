@@ -36,7 +36,7 @@ class FusedAnswers:
         """A step's outputs are where they are needed already."""
         return 0.0
 
-    def count_successes(self) -> None:
+    def batch_answered(self) -> None:
         """Steps are no responses."""
 
     def when_known(self, delivery: Delivery, then: Callable[[bool], None]) -> None:

@@ -12,7 +12,6 @@ asked to be asked again.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
@@ -62,8 +61,8 @@ class Launching(Protocol):
     def is_held(self, slot: int) -> bool:
         """Whether the engine waits with the batch in a slot until its part was taken."""
 
-    def done(self, done: Done) -> None:
-        """The engine has computed one of its batches."""
+    def done(self, done: Done, *, is_awaited: bool) -> None:
+        """The engine has computed one of its batches, and requests wait for it if it `is_awaited`."""
 
     def failed(self, failed: Failed) -> None:
         """The engine could not compute one of its batches."""
@@ -227,17 +226,18 @@ class Launcher:
             flight.number = self._launched
             self._models[flight.model].part(part)
 
-    def done(self, done: Done) -> None:
-        """A batch's outputs are in its slot."""
+    def done(self, done: Done) -> int | None:
+        """A batch's outputs are in its slot; whose batch it was, None for an answer to an earlier use of the slot."""
         flight, now = self._landed(done), self._clock.monotonic()
         if flight is None:
-            return
-        if self.is_waiting:  # the next batch is decided with what this one took
+            return None
+        is_awaited = self.is_waiting
+        if is_awaited:  # the next batch is decided with what this one took
             self._learn(flight, now, done)
-            self._models[flight.model].done(done)
-        else:
-            self._models[flight.model].done(done)
-            asyncio.get_running_loop().call_soon(self._learn, flight, now, done)
+        self._models[flight.model].done(done, is_awaited=is_awaited)
+        if not is_awaited:
+            self._learn(flight, now, done)
+        return flight.model
 
     def failed(self, failed: Failed) -> None:
         """A batch has no outputs."""

@@ -13,7 +13,8 @@ sent. Most models pad nothing; for them a batch is one copy per tensor, and an a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -122,8 +123,18 @@ class Layout:
 
     # --- out of the slot ----------------------------------------------------------------------------------------------
 
-    def outputs(self, regions: Sequence[Region], slot: memoryview, deliveries: Sequence[Delivery]) -> list[Output]:
-        """The outputs of a batch, to be cut into the parts of its requests."""
+    def results(
+        self, regions: Sequence[Region], slot: memoryview, deliveries: Sequence[Delivery]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The outputs of a batch, cut into the parts of its requests."""
+        if len(deliveries) == 1 and self._measure is None and self._buckets is None:  # all of it is the one request's
+            yield tuple(map(whole, regions, repeat(slot)))
+            return
+        outputs = self._outputs(regions, slot, deliveries)
+        for index, delivery in enumerate(deliveries):
+            yield tuple([output.part(index, delivery.rows) for output in outputs])
+
+    def _outputs(self, regions: Sequence[Region], slot: memoryview, deliveries: Sequence[Delivery]) -> list[Output]:
         counts = [delivery.rows for delivery in deliveries]
         found = [Output(region, slot, counts) for region in regions]
         if self._measure is not None:
@@ -135,6 +146,11 @@ class Layout:
                 if shape is not None and any(length != padded for length in lengths):
                     output.cut_to(lengths, padded, shape)
         return found
+
+
+def whole(region: Region, slot: memoryview) -> Tensor:
+    """A tensor in a slot, as a view."""
+    return Tensor(region.name, region.datatype, region.shape, slot[region.offset : region.offset + region.size])
 
 
 class Output:

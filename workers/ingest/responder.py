@@ -149,8 +149,11 @@ class Responder:
 
         self.large_results.put(body, tenant_of(origin), MAX_RESPONSE_BYTES, stored, failed)
 
-    def count_successes(self) -> None:
-        """Bring the metric up to date: once per batch, since one increment costs as much as encoding a response."""
+    def batch_answered(self) -> None:
+        """Send the answers of a batch now, and bring the metric up to date: one increment costs as much as encoding a
+        response.
+        """
+        self._publisher.flush()
         _counters[Status.OK].inc(self._succeeded)
         self._succeeded = 0
 

@@ -121,8 +121,8 @@ class Answering(Protocol):
         """How long an answer travels, about."""
         ...
 
-    def count_successes(self) -> None:
-        """A batch has been answered."""
+    def batch_answered(self) -> None:
+        """All requests of a batch were answered."""
 
     def succeed(
         self, delivery: Delivery, outputs: tuple[Tensor, ...], receipt: Receipt, place: Place | None = None
@@ -151,7 +151,7 @@ class Answers:
 
     def __init__(self, responder: Answering) -> None:
         self._responder = responder
-        self.count_successes = responder.count_successes
+        self.batch_answered = responder.batch_answered
 
     @property
     def device(self) -> str:

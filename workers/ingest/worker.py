@@ -243,10 +243,9 @@ class Worker:
 
     def engine_done(self, done: Done) -> None:
         """A batch's outputs are in its slot."""
-        model = self._launcher.model_in(done.slot)
+        model = self._launcher.done(done)
         if model is not None:
             self._warden.finished(model, (done.step_us or done.compute_us) / 1e6)
-        self._launcher.done(done)
 
     def engine_part(self, part: Part) -> None:
         """A part of a stream is in its slot."""

@@ -25,8 +25,17 @@ class HeldProducer:
         self.sent: dict[int, list[bytes]] = defaultdict(list)
         self.over: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
+    def begin_many(self, *_: object, **__: object) -> None: ...
+
     async def publish_many(
-        self, topic: str, partition: int, records: Sequence[Any], *, timeout_seconds: float, is_lone: bool
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[Any],
+        *,
+        timeout_seconds: float,
+        is_lone: bool,
+        begun: object,
     ) -> Ack | None:
         if partition in self.held:
             await self.over[partition].wait()

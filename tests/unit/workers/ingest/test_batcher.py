@@ -164,7 +164,7 @@ class World:
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
-    def count_successes(self) -> None:
+    def batch_answered(self) -> None:
         pass
 
     def _ended(self, delivery: Delivery, how: str) -> None:

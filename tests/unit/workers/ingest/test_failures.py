@@ -51,7 +51,7 @@ class World:
             settle=self.settled.append,
         )
 
-    def count_successes(self) -> None:
+    def batch_answered(self) -> None:
         pass
 
     def fail(self, request: Delivery, status: Status, message: str, *, retryable: bool = False) -> None:

@@ -83,9 +83,8 @@ def test_padding_and_cutting_is_the_identity(sizes: list[tuple[int, int]], paddi
     hidden, pooled = np.stack([seen["ids"], -seen["ids"]], axis=2), (seen["ids"] * seen["mask"]).sum(1, keepdims=True)
     out = memoryview(bytearray(1 << 17))
     regions = [placed(HIDDEN, hidden, out, 0), placed(POOLED, pooled, out, 1 << 16)]
-    outputs = layout.outputs(regions, out, requests)
-    for index, array in enumerate(arrays):
-        first, second = (output.part(index, array.shape[0]).to_numpy() for output in outputs)
+    for array, outputs in zip(arrays, layout.results(regions, out, requests), strict=True):
+        first, second = (output.to_numpy() for output in outputs)
         assert first.tolist() == np.stack([array, -array], axis=2).tolist()
         assert second.tolist() == array.sum(1, keepdims=True).tolist()
 

@@ -27,7 +27,7 @@ class Recorder:
     def succeed(self, request: Delivery, outputs: tuple[Tensor, ...], _receipt: Receipt) -> None:
         self.sent.append((request, "OK", outputs))
 
-    def count_successes(self) -> None:
+    def batch_answered(self) -> None:
         pass
 
     def fail(self, request: Delivery, status: Status, _message: str, *, retryable: bool = False) -> None:
