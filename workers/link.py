@@ -203,31 +203,31 @@ class FrameDecoder:
     """Collects received bytes and yields the messages that are complete."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take received bytes; yields each whole message. Raises ValueError when the peer speaks something else."""
-        self._buffer += data
-        position = 0
+        rest, position = self._rest, 0
+        if rest:
+            rest += data
+        received = rest or data
         try:
-            while len(self._buffer) - position >= _length.size:
-                (size,) = _length.unpack_from(self._buffer, position)
+            while len(received) - position >= _length.size:
+                (size,) = _length.unpack_from(received, position)
                 if size > MAX_FRAME_BYTES:
                     msg = f"a frame of {size} bytes on the engine link"
                     raise ValueError(msg)
-                end = position + _length.size + size
-                if end > len(self._buffer):
+                begin = position + _length.size
+                if begin + size > len(received):
                     break
-                message = _decode(self._buffer[position + _length.size : end])
-                position = end
+                message = _decoder.decode(received[begin : begin + size])
+                position = begin + size
                 yield message
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            msg = f"a frame on the engine link is no message: {exc}"
+            raise ValueError(msg) from exc
         finally:
-            del self._buffer[:position]
-
-
-def _decode(body: bytearray) -> Message:
-    try:
-        return _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        msg = f"a frame on the engine link is no message: {exc}"
-        raise ValueError(msg) from exc
+            if received is rest:
+                del rest[:position]
+            else:
+                rest += received[position:]

@@ -48,11 +48,12 @@ class OutputRegions:
             (tensor.name, tensor.datatype, numpy_type(tensor.datatype), tensor.shape[1:]) for tensor in tensors
         ]
 
-    def place(self, outputs: object, rows: int) -> list[tuple[Region, npt.NDArray[Any] | memoryview]]:
-        """Where each output goes in a slot. Raises OutputMismatch."""
+    def place(self, outputs: object, rows: int) -> tuple[tuple[Region, ...], list[npt.NDArray[Any] | memoryview]]:
+        """Where each output goes in a slot, and what goes there. Raises OutputMismatch."""
         if not isinstance(outputs, dict):
             raise OutputMismatch(f"the model returned {_article(outputs)}, not a dict of arrays by output name")
-        placed: list[tuple[Region, npt.NDArray[Any] | memoryview]] = []
+        regions: list[Region] = []
+        sources: list[npt.NDArray[Any] | memoryview] = []
         end = 0
         for name, datatype, dtype, tail in self._tensors:
             array: Any = outputs.get(name)
@@ -62,9 +63,10 @@ class OutputRegions:
             source = _packed(name, array) if datatype == BYTES else array
             offset = -(-end // ALIGNMENT) * ALIGNMENT
             end = offset + source.nbytes
-            placed.append((Region(name, datatype, array.shape, offset, source.nbytes), source))
-        if len(outputs) > len(placed):
-            surplus = sorted(map(str, outputs.keys() - {region.name for region, _ in placed}))
+            regions.append(Region(name, datatype, array.shape, offset, source.nbytes))
+            sources.append(source)
+        if len(outputs) > len(regions):
+            surplus = sorted(map(str, outputs.keys() - {region.name for region in regions}))
             raise OutputMismatch(
                 f"the model returned {', '.join(map(repr, surplus))}, which model.yaml does not declare"
             )
@@ -73,26 +75,26 @@ class OutputRegions:
                 f"the outputs of {rows} rows take {end} bytes, but a slot has room for {self._capacity}: "
                 "raise slot_mib or lower max_batch_size in model.yaml"
             )
-        return placed
+        return tuple(regions), sources
 
     def write(self, outputs: object, rows: int, view: memoryview) -> tuple[Region, ...]:
         """Check the outputs and copy them into a slot's output region; where they stand. Raises OutputMismatch."""
-        placed = self.place(outputs, rows)
-        for region, source in placed:
+        regions, sources = self.place(outputs, rows)
+        for region, source in zip(regions, sources, strict=True):
             if isinstance(source, memoryview):
                 view[region.offset : region.offset + region.size] = source
             else:
-                np.copyto(np.ndarray(region.shape, source.dtype, view, region.offset), source)
-        return tuple(region for region, _ in placed)
+                np.ndarray(region.shape, source.dtype, view, region.offset)[...] = source
+        return regions
 
     def room(self, outputs: object, rows: int, view: memoryview) -> tuple[tuple[Region, ...], Arrays]:
         """Check what outputs will be; where in a slot's output region they may be written. Raises OutputMismatch."""
-        placed = self.place(outputs, rows)
+        regions, _ = self.place(outputs, rows)
         arrays = {
             region.name: np.ndarray(region.shape, numpy_type(region.datatype), view, region.offset)
-            for region, _ in placed
+            for region in regions
         }
-        return tuple(region for region, _ in placed), arrays
+        return regions, arrays
 
 
 def _fault(array: object, datatype: str, dtype: np.dtype[Any], rows: int, tail: tuple[int, ...]) -> str | None:

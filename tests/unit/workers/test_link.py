@@ -112,4 +112,4 @@ def test_a_large_frame_costs_no_more_than_its_bytes_when_it_trickles_in() -> Non
     decoder, frame = FrameDecoder(), encode(message)
     received = [found for start in range(0, len(frame), 4096) for found in decoder.feed(frame[start : start + 4096])]
     assert received == [message]
-    assert not decoder._buffer
+    assert not decoder._rest

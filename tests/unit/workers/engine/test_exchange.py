@@ -70,7 +70,8 @@ def test_regions_are_aligned_apart_and_leave_the_rest_of_the_slot_alone(
 @given(answer=answers())
 def test_outputs_fit_a_slot_of_just_their_size_and_no_smaller_one(answer: tuple[list[TensorSpec], Arrays, int]) -> None:
     specs, outputs, rows = answer
-    end = max(region.offset + region.size for region, _ in OutputRegions(specs, ROOM).place(outputs, rows))
+    regions, _ = OutputRegions(specs, ROOM).place(outputs, rows)
+    end = max(region.offset + region.size for region in regions)
     slot = memoryview(bytearray(end))
     OutputRegions(specs, end).write(outputs, rows, slot)
     if end:
