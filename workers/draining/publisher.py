@@ -20,6 +20,7 @@ import asyncio
 import enum
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,10 +59,10 @@ class _Destination:
 
     __slots__ = ("continuations", "moved_at", "partition", "records", "relief", "size", "task", "topic")
 
-    def __init__(self, topic: str, partition: int, now: float) -> None:
+    def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
         self.size = 0  # bytes that wait or are being sent
-        self.moved_at = now
+        self.moved_at = math.inf  # until it begins
         self.relief: asyncio.TimerHandle | None = None
         self.records: list[Outgoing] = []
         self.continuations: list[_Continuations] = []
@@ -131,8 +132,7 @@ class Publisher:
         """
         destination = self._destinations.get((topic, partition))
         if destination is None:
-            destination = _Destination(topic, partition, self._clock.monotonic())
-            self._destinations[topic, partition] = destination
+            destination = self._destinations[topic, partition] = _Destination(topic, partition)
         size = len(record[0] or b"")
         if (
             diverted is not None
@@ -219,6 +219,7 @@ class Publisher:
         begun: Begun | None,
     ) -> None:
         key = destination.topic, destination.partition
+        destination.moved_at = self._clock.monotonic()
         try:
             while records:
                 end = await self._send(destination, records, begun)

@@ -276,31 +276,30 @@ class Batcher:
 
     # --- back from the engine -----------------------------------------------------------------------------------------
 
-    def done(self, done: Done, *, is_awaited: bool) -> None:
+    def done(self, done: Done, now: float, *, is_awaited: bool) -> None:
         """Answer every request of a batch."""
         flight = self._in_flight.pop(done.slot)
         if self._gate.is_shut:
             self._gate.ran(flight.open)
         if is_awaited:  # the engine comes first, and what it took decides about the next batch
-            self._learn(flight, done)
+            self._learn(flight, done, now)
             self.pump()
-        now = self._clock.monotonic()
         if flight.stream is None:
             self._answer(flight, done, now)
         else:
             self._streams.finish(flight, done)
         self._responder.batch_answered()  # which begins the sending
         if not is_awaited:  # nobody waited but those who asked for this
-            self._learn(flight, done)
+            self._learn(flight, done, now)
         if flight.stream is None:
             self._count_late(flight, now)
         self._launcher.release(done.slot)
         self.pump()
 
-    def _learn(self, flight: Flight, done: Done) -> None:
+    def _learn(self, flight: Flight, done: Done, now: float) -> None:
         seconds = done.compute_us / 1e6
         if flight.stream is None:  # how long one caller's stream was says nothing about the next one's
-            self._policy.finished(self._clock.monotonic(), flight.rows, seconds)
+            self._policy.finished(now, flight.rows, seconds)
         metrics.COMPUTE.observe(seconds)
 
     def part(self, part: Part) -> None:

@@ -12,8 +12,10 @@ asked to be asked again.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import compress, count
 from typing import Protocol
 
 import msgspec
@@ -61,7 +63,7 @@ class Launching(Protocol):
     def is_held(self, slot: int) -> bool:
         """Whether the engine waits with the batch in a slot until its part was taken."""
 
-    def done(self, done: Done, *, is_awaited: bool) -> None:
+    def done(self, done: Done, now: float, *, is_awaited: bool) -> None:
         """The engine has computed one of its batches, and requests wait for it if it `is_awaited`."""
 
     def failed(self, failed: Failed) -> None:
@@ -75,6 +77,9 @@ class Launching(Protocol):
 
     def engine_lost(self, *, was_alone: bool) -> None:
         """The engine is gone with all its batches; `was_alone` when it had but one."""
+
+
+_is_waiting = operator.attrgetter("is_waiting")
 
 
 class _Flight(msgspec.Struct, gc=False):
@@ -120,7 +125,7 @@ class Launcher:
     @property
     def is_waiting(self) -> bool:
         """Whether any model's requests wait for a batch."""
-        return any(batches.is_waiting for batches in self._models)
+        return any(map(_is_waiting, self._models))
 
     @property
     def running(self) -> tuple[int, int] | None:
@@ -171,10 +176,7 @@ class Launcher:
 
     def _launch_one(self) -> bool:
         """If there is a place, let the models have their turns until one launches; False when none does."""
-        waiting = []
-        for model, batches in enumerate(self._models):
-            if batches.is_waiting:
-                waiting.append(model)
+        waiting = [*compress(count(), map(_is_waiting, self._models))]
         if not waiting or not self._has_place():
             return False
         if len(waiting) > 1:
@@ -228,28 +230,29 @@ class Launcher:
 
     def done(self, done: Done) -> int | None:
         """A batch's outputs are in its slot; whose batch it was, None for an answer to an earlier use of the slot."""
-        flight, now = self._landed(done), self._clock.monotonic()
+        now = self._clock.monotonic()
+        flight = self._landed(done, now)
         if flight is None:
             return None
         is_awaited = self.is_waiting
         if is_awaited:  # the next batch is decided with what this one took
             self._learn(flight, now, done)
-        self._models[flight.model].done(done, is_awaited=is_awaited)
+        self._models[flight.model].done(done, now, is_awaited=is_awaited)
         if not is_awaited:
             self._learn(flight, now, done)
         return flight.model
 
     def failed(self, failed: Failed) -> None:
         """A batch has no outputs."""
-        flight = self._landed(failed)
+        flight = self._landed(failed, self._clock.monotonic())
         if flight is not None:
             self._models[flight.model].failed(failed)
 
-    def _landed(self, answer: Done | Failed) -> _Flight | None:
+    def _landed(self, answer: Done | Failed, now: float) -> _Flight | None:
         """The batch that an answer belongs to; None for an answer to an earlier use of the slot."""
         if not self._pool.is_current(answer.slot, answer.sequence):
             return None
-        flight, ends = self._flights.pop(answer.slot, None), self._clock.monotonic()
+        flight, ends = self._flights.pop(answer.slot, None), now
         for other in self._flights.values():
             other.ends = ends = max(ends, other.launched + self._handover.seconds) + other.seconds
         return flight

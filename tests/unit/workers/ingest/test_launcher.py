@@ -126,7 +126,7 @@ class Model:
     def look(self) -> None:
         pass
 
-    def done(self, done: Done, *, is_awaited: bool) -> None:
+    def done(self, done: Done, now: float, *, is_awaited: bool) -> None:
         self.ran += self.takes
         self.launcher.release(done.slot)
 
