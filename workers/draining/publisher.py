@@ -166,6 +166,7 @@ class Publisher:
             except Exception as exc:  # noqa: BLE001 - whatever it was, the task meets it again
                 log.debug("%s/%d: %r", topic, partition, exc)
                 begun = None
+            destination.moved_at = self._clock.monotonic()
             destination.task = asyncio.get_running_loop().create_task(
                 self._send_all(destination, records, continuations, begun), name=f"publish {topic}/{partition}"
             )
@@ -219,7 +220,6 @@ class Publisher:
         begun: Begun | None,
     ) -> None:
         key = destination.topic, destination.partition
-        destination.moved_at = self._clock.monotonic()
         try:
             while records:
                 end = await self._send(destination, records, begun)

@@ -19,6 +19,7 @@ runs whatever the table says.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -121,8 +122,10 @@ class LatencyTable:
 
     def _less(self, seconds: list[float], rows: int) -> float:
         """What a batch takes that fills its bucket, less what the missing rows would have taken."""
-        index = self.buckets.index(rows)
-        return seconds[index] - self._slopes[index] * max(0, self.buckets.sizes[index] - rows)
+        sizes = self.buckets.sizes
+        index = min(bisect_left(sizes, rows), len(sizes) - 1)  # as Buckets.index
+        missing = sizes[index] - rows
+        return seconds[index] - self._slopes[index] * missing if missing > 0 else seconds[index]
 
     def deviation(self, rows: int) -> float:
         """The standard deviation of the seconds for `rows`, odd batches left out; 0 while none has run."""

@@ -109,6 +109,7 @@ class Policy:
             self.table.seed(self._seeds)
         self.knobs = knobs
         self._delay = knobs.delay_seconds
+        self._pads = knobs.padding.batch
         self._objective = knobs.slo_ms / 1000 if knobs.slo_ms is not None else None
         self._follow_table()
 
@@ -200,7 +201,7 @@ class Policy:
             return self._cut(cut, "full")
         if cut.rows < most:
             return Cut(cut.rows, "deadline", cut.ready, cut.seconds)
-        if engine.in_hand:
+        if engine.in_hand or not self._delay:
             return self._cut(cut, "engine_free")
         return self._with_free_engine(now, cut, waiting)
 
@@ -217,8 +218,6 @@ class Policy:
         return Cut(rows, "", ready, mean)
 
     def _with_free_engine(self, now: float, cut: Cut, waiting: Waiting) -> Decision:
-        if not self._delay:
-            return self._cut(cut, "engine_free")
         until, reason = waiting.oldest + self._delay, "delay"
         latest = waiting.deadline - self.reserve.seconds - self.table.mean(cut.rows + 1)
         if latest < until:
@@ -237,7 +236,7 @@ class Policy:
     def _cut(self, cut: Cut, reason: str) -> Cut:
         """Cut at a bucket's boundary when padding up to the next would compute fewer useful rows per second."""
         rows = cut.rows
-        if self.knobs.padding.batch and self.table.is_known:
+        if self._pads and self.table.is_known:
             down = self.buckets.down(rows)
             if down < rows and down / self.table.mean(down) > rows / self.table.mean(rows):
                 return Cut(down, "bucket", cut.ready, cut.seconds)
