@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from contracts.adapters.kafka import Ack, AckUnknown, Begun, Outgoing, Producer, TopicMissing
+from contracts.adapters.kafka import Ack, AckUnknown, Outgoing, Producer, TopicMissing
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, InvalidRequest
 from workers.draining import metrics
@@ -41,6 +41,8 @@ DESTINATION_BYTES = BUFFER_BYTES // 4
 STALLED_SECONDS = 2.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 
+_Posted = asyncio.Future[Any]
+"""The acknowledgement of what was sent at once."""
 Continuation = tuple[Callable[[Any], None], Any]
 _Continuations = tuple[Continuation, Continuation, Continuation | None]
 
@@ -162,13 +164,13 @@ class Publisher:
             topic, partition = destination.topic, destination.partition
             records, continuations = destination.take()
             try:
-                begun = self._producer.begin_many(topic, partition, records, is_lone=len(self._destinations) == 1)
+                posted = self._producer.post(topic, partition, records, is_lone=len(self._destinations) == 1)
             except Exception as exc:  # noqa: BLE001 - whatever it was, the task meets it again
                 log.debug("%s/%d: %r", topic, partition, exc)
-                begun = None
+                posted = None
             destination.moved_at = self._clock.monotonic()
             destination.task = asyncio.get_running_loop().create_task(
-                self._send_all(destination, records, continuations, begun), name=f"publish {topic}/{partition}"
+                self._send_all(destination, records, continuations, posted), name=f"publish {topic}/{partition}"
             )
 
     # --- destinations that take nothing -------------------------------------------------------------------------------
@@ -217,13 +219,13 @@ class Publisher:
         destination: _Destination,
         records: list[Outgoing],
         continuations: list[_Continuations],
-        begun: Begun | None,
+        posted: _Posted | None,
     ) -> None:
         key = destination.topic, destination.partition
         try:
             while records:
-                end = await self._send(destination, records, begun)
-                begun = None
+                end = await self._send(destination, records, posted)
+                posted = None
                 destination.moved_at = self._clock.monotonic()
                 if end is _End.SILENT:
                     log.warning("%s/%d takes nothing: its records are diverted", *key)
@@ -254,19 +256,14 @@ class Publisher:
             end = await self._send(destination, [record]) if len(records) > 1 else _End.TOO_LARGE
             _continue([following], end)
 
-    async def _send(self, destination: _Destination, records: Sequence[Outgoing], begun: Begun | None = None) -> _End:
-        """Return what became of the records; TOO_LARGE when one of them is. The first attempt may be `begun`."""
+    async def _send(
+        self, destination: _Destination, records: Sequence[Outgoing], posted: _Posted | None = None
+    ) -> _End:
+        """Return what became of the records; TOO_LARGE when one of them is. They may be `posted` already."""
         for attempt in itertools.count():
             generation, sent_ms, sent = self._generation, self._clock.unix_ms(), self._clock.monotonic()
             try:
-                ack = await self._producer.publish_many(
-                    destination.topic,
-                    destination.partition,
-                    records,
-                    timeout_seconds=ACK_SECONDS,
-                    is_lone=len(self._destinations) == 1,
-                    begun=begun if attempt == 0 else None,
-                )
+                ack = await self._attempt(destination, records, None if attempt else posted)
             except TopicMissing as exc:
                 log.warning("%d records have nowhere to go: %s", len(records), exc)
                 return _End.MISSING
@@ -292,6 +289,17 @@ class Publisher:
                     self._acked(ack, sent_ms)
                 return _End.ACKNOWLEDGED
         raise AssertionError("unreachable: attempts do not end")
+
+    async def _attempt(
+        self, destination: _Destination, records: Sequence[Outgoing], posted: _Posted | None
+    ) -> Ack | None:
+        topic, partition = destination.topic, destination.partition
+        if posted is not None:
+            return await self._producer.settle(posted, topic, timeout_seconds=ACK_SECONDS)
+        is_lone = len(self._destinations) == 1
+        return await self._producer.publish_many(
+            topic, partition, records, timeout_seconds=ACK_SECONDS, is_lone=is_lone
+        )
 
     async def _rebuild(self, generation: int) -> None:
         """Replace the producer, once for all destinations that failed with it."""

@@ -15,7 +15,7 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
-from contracts.adapters.kafka.producer import Begun, Producer
+from contracts.adapters.kafka.producer import Producer
 from contracts.adapters.kafka.reader import Reader
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Ack",
     "AckUnknown",
     "Admin",
-    "Begun",
     "GroupHasMembers",
     "OffsetOutOfRange",
     "Outgoing",

@@ -36,10 +36,6 @@ from contracts.settings import KafkaSettings
 PRODUCER_BATCH_BYTES = 256 * 1024  # 16 KiB, the library's default, costs a third of the throughput
 
 
-Begun = tuple[list[asyncio.Future[Any]], list[Any]]
-"""Acknowledgements of what is sent, and batches that are to be queued."""
-
-
 class Producer:
     """Publishes records with `acks=all`, idempotently; sends that pile up go out together."""
 
@@ -160,6 +156,29 @@ class Producer:
             raise _translate_send(exc, topic) from exc
         return future
 
+    def post(
+        self, topic: str, partition: int, records: Sequence[Outgoing], *, is_lone: bool = False
+    ) -> asyncio.Future[Any] | None:
+        """Send records to one partition at once, as one batch: the future of its acknowledgement, for `settle`.
+
+        None when that cannot be, and then nothing is sent: `publish_many` sees to it. `is_lone` is explained there.
+        """
+        if partition >= self._partitions.get(topic, 0) or self._direct is None:
+            return None
+        batches = list(self._batches(records))
+        return (
+            self._direct.send(batches[0], Partition(topic, partition), is_lone=is_lone) if len(batches) == 1 else None
+        )
+
+    async def settle(self, ack: asyncio.Future[Any], topic: str, *, timeout_seconds: float | None = 30.0) -> Ack:
+        """Wait for what was posted to a topic. Errors as in `publish_many`."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                done = await asyncio.shield(ack)
+        except FAILURES as exc:
+            raise _translate_send(exc, topic) from exc
+        return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)
+
     async def publish_many(
         self,
         topic: str,
@@ -168,7 +187,6 @@ class Producer:
         *,
         timeout_seconds: float | None = 30.0,
         is_lone: bool = False,
-        begun: Begun | None = None,
     ) -> Ack | None:
         """Publish records to one partition in as few batches as fit, and wait until all are acknowledged.
 
@@ -176,19 +194,23 @@ class Producer:
         acknowledgement, None for no records. Errors as in `send`, and AckUnknown when the time is over, of which there
         is no end without a timeout; after an error, any number of the records may have arrived. `is_lone` says that
         nothing for other partitions is published in this turn of the event loop: what is leaves at once then, and what
-        is nevertheless waits for its acknowledgement. `begun` is what `begin_many` made of the same records.
+        is nevertheless waits for its acknowledgement.
         """
+        if partition >= self._partitions.get(topic, 0):
+            await self._check_partition(topic, partition)
+        unsent: list[Any] = []
+        acks: list[asyncio.Future[Any]] = []
         try:
-            if begun is None:
-                if partition >= self._partitions.get(topic, 0):
-                    await self._check_partition(topic, partition)
-                begun = self._begin(topic, partition, records, is_lone=is_lone)
-            acks, unsent = begun
+            for batch in self._batches(records):
+                ack = None if unsent else self._send_now(batch, topic, partition, is_lone=is_lone)
+                if ack is None:
+                    unsent.append(batch)  # in order: nothing overtakes what has to be queued
+                else:
+                    acks.append(ack)
             async with asyncio.timeout(timeout_seconds):
                 for batch in unsent:
-                    acks.append(await self._queue(batch, topic, partition))
-                shielded = [asyncio.shield(ack) for ack in acks]  # they are not ours
-                done = [await shielded[0]] if len(acks) == 1 else await asyncio.gather(*shielded)
+                    acks.append(await self._queue(batch, topic, partition))  # noqa: PERF401 - it waits for its turn
+                done = [await ack for ack in acks] if len(acks) == 1 else await asyncio.gather(*acks)
         except AssertionError as exc:  # how the library says "unrecognised partition"
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg) from exc
@@ -197,28 +219,6 @@ class Producer:
         if not done:
             return None
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
-
-    def begin_many(
-        self, topic: str, partition: int, records: Sequence[Outgoing], *, is_lone: bool = False
-    ) -> Begun | None:
-        """Send at once what `publish_many` would send at once, to be handed to it; None when it has to wait first."""
-        if partition >= self._partitions.get(topic, 0):
-            return None
-        return self._begin(topic, partition, records, is_lone=is_lone)
-
-    def _begin(self, topic: str, partition: int, records: Sequence[Outgoing], *, is_lone: bool) -> Begun:
-        acks: list[asyncio.Future[Any]] = []
-        unsent: list[Any] = []
-        direct = self._direct
-        for batch in self._batches(records):
-            ack = None
-            if direct is not None and not unsent:  # nothing overtakes what has to be queued
-                ack = direct.send(batch, Partition(topic, partition), is_lone=is_lone)
-            if ack is None:
-                unsent.append(batch)
-            else:
-                acks.append(ack)
-        return acks, unsent
 
     def _batches(self, records: Sequence[Outgoing]) -> Iterator[Any]:
         """As few batches as the records fit into, in their order."""
@@ -233,6 +233,13 @@ class Producer:
                 taken += 1
             position = taken  # at least one further: a batch takes its first record whatever its size
             yield builder
+
+    def _send_now(self, batch: Any, topic: str, partition: int, *, is_lone: bool) -> asyncio.Future[Any] | None:
+        """The future of a batch's acknowledgement, None when it must wait for its turn."""
+        if self._direct is None:
+            return None
+        future = self._direct.send(batch, Partition(topic, partition), is_lone=is_lone)
+        return None if future is None else asyncio.shield(future)
 
     async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
         """Queue a batch behind the one before it, for as long as that takes: the library gives up sooner."""

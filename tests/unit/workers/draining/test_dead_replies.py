@@ -43,7 +43,7 @@ class Brokers:
         self.acked: dict[tuple[str, int], int] = defaultdict(int)
         self.is_silent = True
 
-    def begin_many(self, *_: object, **__: object) -> None: ...
+    def post(self, *_: object, **__: object) -> None: ...
 
     async def publish_many(self, topic: str, partition: int, records: Sequence[Any], **_: object) -> Ack:
         if self.is_silent and (topic, partition) == (REPLIES, SILENT):

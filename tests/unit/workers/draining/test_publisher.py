@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from contracts.adapters.kafka import Ack, AckUnknown
+from contracts.errors import TransportError
 from tests.helpers import FakeClock, wait_until
 from workers.draining import publisher as module
 from workers.draining.publisher import BUFFER_BYTES, DESTINATION_BYTES, Publisher
@@ -25,17 +26,11 @@ class HeldProducer:
         self.sent: dict[int, list[bytes]] = defaultdict(list)
         self.over: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
-    def begin_many(self, *_: object, **__: object) -> None: ...
+    def post(self, _: str, partition: int, records: Sequence[Any], *, is_lone: bool) -> asyncio.Future[Ack] | None:
+        return None
 
     async def publish_many(
-        self,
-        topic: str,
-        partition: int,
-        records: Sequence[Any],
-        *,
-        timeout_seconds: float,
-        is_lone: bool,
-        begun: object,
+        self, topic: str, partition: int, records: Sequence[Any], *, timeout_seconds: float, is_lone: bool
     ) -> Ack | None:
         if partition in self.held:
             await self.over[partition].wait()
@@ -196,3 +191,90 @@ async def test_what_goes_wrong_where_one_record_is_diverted_concerns_no_other(be
     bench.producer.over[0].set()
     await wait_until(lambda: len(bench.diverted) == 2, "the others went with it")
     assert bench.publisher.waiting_bytes == 0
+
+
+class PostingProducer(HeldProducer):
+    """Sends at once where it can, and acknowledges when the test does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posted: list[tuple[int, list[bytes], bool, asyncio.Future[Ack]]] = []
+        self.can_post = True
+
+    def post(self, _: str, partition: int, records: Sequence[Any], *, is_lone: bool) -> asyncio.Future[Ack]:
+        if not self.can_post:
+            raise RuntimeError("the batch cannot be built")
+        ack: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        self.posted.append((partition, [record[0] for record in records], is_lone, ack))
+        return ack
+
+    async def settle(self, ack: asyncio.Future[Ack], _: str, *, timeout_seconds: float) -> Ack:
+        return await ack
+
+    async def rebuild(self) -> None:
+        """A new producer."""
+
+
+@pytest.fixture
+async def posting() -> AsyncIterator[tuple[Bench, PostingProducer]]:
+    bench, producer = Bench(), PostingProducer()
+    bench.publisher._producer = producer  # type: ignore[assignment]
+    yield bench, producer
+    await bench.publisher.stop()
+
+
+async def test_what_is_flushed_is_sent_in_the_same_turn_and_settled_by_its_acknowledgement(posting: Any) -> None:
+    bench, producer = posting
+    bench.publish(0, b"first")
+    bench.publish(0, b"second")
+    bench.publisher.flush()
+    ((partition, bodies, is_lone, ack),) = producer.posted
+    assert (partition, bodies, is_lone) == (0, [b"first", b"second"], True)
+    bench.publish(0, b"third")  # while the others are on their way
+    bench.publisher.flush()
+    await bench.turn()
+    assert (len(producer.posted), bench.settled) == (1, [])
+    ack.set_result(Ack("replies", 0, 0, 0))
+    await wait_until(lambda: bench.settled == [b"first", b"second", b"third"])
+    assert (producer.sent[0], bench.publisher.waiting_bytes) == ([b"third"], 0)
+
+
+async def test_what_nobody_flushes_is_sent_when_the_turn_ends_and_drained_at_once(posting: Any) -> None:
+    bench, producer = posting
+    bench.publish(0, b"a")
+    bench.publish(1, b"b")
+    await asyncio.sleep(0)
+    assert [(partition, is_lone) for partition, _, is_lone, _ in producer.posted] == [(0, False), (1, False)]
+    bench.publish(2, b"c")
+    draining = asyncio.ensure_future(bench.publisher.drain(5.0))  # noqa: TID251 - awaited below
+    await asyncio.sleep(0)
+    assert len(producer.posted) == 3
+    for *_, ack in producer.posted:
+        ack.set_result(Ack("replies", 0, 0, 0))
+    assert await draining
+    assert sorted(bench.settled) == [b"a", b"b", b"c"]
+
+
+async def test_what_was_sent_at_once_in_vain_is_published_again(posting: Any) -> None:
+    bench, producer = posting
+    bench.publish(0, b"first")
+    bench.publisher.flush()
+    producer.posted[0][3].set_exception(TransportError("the connection broke"))
+    await wait_until(lambda: bench.settled == [b"first"])
+    assert producer.sent[0] == [b"first"]
+
+
+async def test_what_cannot_be_sent_at_once_is_published_as_ever(posting: Any) -> None:
+    bench, producer = posting
+    producer.can_post = False
+    bench.publish(0, b"first")
+    bench.publisher.flush()
+    await wait_until(lambda: bench.settled == [b"first"])
+
+
+async def test_what_is_due_when_the_publisher_stops_is_not_sent(posting: Any) -> None:
+    bench, producer = posting
+    bench.publish(0, b"first")
+    await bench.publisher.stop()
+    await bench.turn()
+    assert not producer.posted

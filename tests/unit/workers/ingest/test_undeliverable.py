@@ -38,7 +38,7 @@ class Brokers:
     def __init__(self) -> None:
         self.taken: dict[str, list[Outgoing]] = defaultdict(list)
 
-    def begin_many(self, *_: object, **__: object) -> None: ...
+    def post(self, *_: object, **__: object) -> None: ...
 
     async def publish_many(self, topic: str, partition: int, records: Sequence[Outgoing], **_: object) -> Ack:
         await asyncio.sleep(0)

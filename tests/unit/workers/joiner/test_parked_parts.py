@@ -70,7 +70,7 @@ class World:
         body = PartBody((value, Tensor.from_numpy("input.x", np.ones(carried, np.float32))))
         self.append(encode_part(body), encode_part_headers(PartHeaders(request, hop, PartKind.VALUE, source)))
 
-    def begin_many(self, *_: object, **__: object) -> None: ...
+    def post(self, *_: object, **__: object) -> None: ...
 
     async def publish_many(self, topic: str, partition: int, records: Sequence[Outgoing], **__: object) -> Ack:
         await asyncio.sleep(0)
