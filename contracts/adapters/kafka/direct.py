@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from itertools import chain
 from typing import Any
 
@@ -25,7 +24,7 @@ from aiokafka.producer.sender import SendProduceReqHandler
 
 from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.connection import Partition
-from contracts.adapters.kafka.framing import hear_at_once
+from contracts.adapters.kafka.framing import ask, hear_at_once
 
 _Batches = dict[Partition, MessageBatch]
 
@@ -121,15 +120,16 @@ class Direct:
         connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
         hear_at_once(self._client, leader)
         try:
-            answer = connection.send(request)
+            answer = ask(connection, request)
         except kafka_errors.KafkaError as exc:
-            answer = _raising(exc)
+            answer = self._loop.create_future()
+            answer.set_exception(exc)
         attempt = self._loop.create_task(self._finish(leader, batches, connection, answer), name="kafka.produce")
         self._attempts.add(attempt)
         attempt.add_done_callback(self._attempts.discard)
 
     async def _finish(
-        self, leader: int, batches: _Batches, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]
+        self, leader: int, batches: _Batches, connection: Any, answer: asyncio.Future[wire.ProduceAnswer]
     ) -> None:
         try:
             await _Attempt(self._sender, batches).finish(connection, answer)
@@ -140,17 +140,15 @@ class Direct:
                 self._flush()
 
 
-async def _raising(error: Exception) -> wire.ProduceAnswer:
-    raise error
-
-
 class _Attempt(SendProduceReqHandler):  # type: ignore[misc]  # the library has no types
     """What the library makes of an answer; only that the request is sent already."""
 
-    async def finish(self, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]) -> None:
+    async def finish(self, connection: Any, answer: asyncio.Future[wire.ProduceAnswer]) -> None:
         """Wait for the answer and tell the batches; those for which the next attempt may succeed are queued again."""
         try:
-            self.handle_response(await answer)
+            async with asyncio.timeout(connection._request_timeout):
+                found = await answer
+            self.handle_response(found)
         except TimeoutError:
             connection.close(reason=CloseReason.CONNECTION_TIMEOUT)  # as the library does, so that it is made anew
             self._fail(kafka_errors.RequestTimedOutError())

@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import time
 from typing import Any, Final
 
+from aiokafka import errors as kafka_errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import CloseReason
+
+from contracts.adapters.kafka.wire import Exchange
 
 log = logging.getLogger(__name__)
 
 _LENGTH: Final = struct.Struct(">i")
+_HEAD: Final = struct.Struct(">ii")  # length, correlation id
 
 
 class _Frames(asyncio.Protocol):
@@ -33,7 +38,7 @@ class _Frames(asyncio.Protocol):
         if self._rest or len(data) < _LENGTH.size or _LENGTH.unpack_from(data)[0] != len(data) - _LENGTH.size:
             self._gather(data)
         else:  # one whole frame, as nearly always
-            self._hand_on(data[_LENGTH.size :])
+            self._hand_on(data)
 
     def _gather(self, data: bytes) -> None:
         rest = self._rest
@@ -46,16 +51,29 @@ class _Frames(asyncio.Protocol):
             end = _LENGTH.size + length
             if len(rest) < end:
                 return
-            frame = bytes(memoryview(rest)[_LENGTH.size : end])
+            frame = bytes(memoryview(rest)[:end])
             del rest[:end]
             self._hand_on(frame)
 
     def _hand_on(self, frame: bytes) -> None:
+        """Answer the oldest request. What is none of ours, or no answer to it, is the library's affair."""
         connection = self._connection
         if not connection.connected():
             return  # closed by what came before
         try:
-            connection._handle_frame(frame)
+            if asked := connection._requests:
+                number, request, future = asked[0]
+                if type(request) is Exchange and _HEAD.unpack_from(frame)[1] == number and not future.done():
+                    answer = request.answer(frame, _HEAD.size)
+                    asked.popleft()
+                    connection._last_action = time.monotonic()
+                    soon = connection._loop.call_soon
+                    if request.is_heard:  # what that leads to goes first, in this turn and the next two
+                        soon(soon, soon, _settle, future, answer)
+                    else:
+                        future.set_result(answer)
+                    return
+            connection._handle_frame(frame[_LENGTH.size :])
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, nothing behind it can be trusted
             self._give_up(exc)
 
@@ -77,6 +95,11 @@ class _Frames(asyncio.Protocol):
         self._library.resume_writing()
 
 
+def _settle(future: asyncio.Future[Any], answer: object) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
 def hear_at_once(client: AIOKafkaClient, node: int) -> None:
     """Read the connection to a broker without the library's task from now on, if there is one; idempotent.
 
@@ -88,3 +111,20 @@ def hear_at_once(client: AIOKafkaClient, node: int) -> None:
     transport = connection._writer.transport
     if transport.get_protocol() is connection._protocol:
         transport.set_protocol(_Frames(connection))
+
+
+def ask(connection: Any, request: Exchange) -> asyncio.Future[Any]:
+    """Write a request to a connection; the future becomes its answer. Raises KafkaError.
+
+    There is no limit to how long that takes: whoever waits has one.
+    """
+    request.prepare(connection._versions)
+    number = connection._next_correlation_id()
+    try:
+        connection._writer.write(request.frame(number, connection._client_id))
+    except OSError as exc:
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise kafka_errors.KafkaConnectionError(f"{connection.host}:{connection.port}: {exc}") from exc
+    future: asyncio.Future[Any] = connection._loop.create_future()
+    connection._requests.append((number, request, future))
+    return future
