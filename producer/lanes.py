@@ -12,11 +12,10 @@ while the broker is away, and be computed for nobody when it is back.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from contracts.adapters.kafka import Outgoing, Producer
-from contracts.adapters.kafka.producer import PRODUCER_BATCH_BYTES
+from contracts.adapters.kafka.batches import PRODUCER_BATCH_BYTES
 from contracts.errors import HeadraceError, TransportError
 from producer.pending import Waiter
 
@@ -29,29 +28,28 @@ class _Lane:
 
     __slots__ = ("_limit", "_size", "ack", "partition", "task", "topic", "waiters")
 
-    def __init__(self, topic: str, partition: int, ack: asyncio.Future[None]) -> None:
+    def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
         self.task: asyncio.Task[None] | None = None
-        self._begin(ack)
-
-    def _begin(self, ack: asyncio.Future[None]) -> None:
-        self.waiters: deque[Waiter] = deque()
-        self.ack = ack
+        self.waiters: list[Waiter] = []
+        self.ack: asyncio.Future[None] | None = None
+        """The acknowledgement of what is queued, if anything is."""
         self._size, self._limit = 0, PRODUCER_BATCH_BYTES
 
     def add(self, waiter: Waiter) -> None:
         """Queue a waiter. Each time that the queue has doubled, those that wait no more leave it."""
         self.waiters.append(waiter)
-        self._size += _size(waiter)
+        self._size += len(waiter.record.value) + _HEAD_BYTES
         if self._size > self._limit:
-            self.waiters = deque(waiter for waiter in self.waiters if not _is_over(waiter))
-            self._size = sum(map(_size, self.waiters))
+            self.waiters = [waiter for waiter in self.waiters if not _is_over(waiter)]
+            self._size = sum(len(waiter.record.value) + _HEAD_BYTES for waiter in self.waiters)
             self._limit = max(PRODUCER_BATCH_BYTES, 2 * self._size)
 
-    def take(self, next_ack: asyncio.Future[None]) -> tuple[deque[Waiter], asyncio.Future[None]]:
-        """All that is queued, and its acknowledgement; what comes from now on gets the next one."""
-        taken = self.waiters, self.ack
-        self._begin(next_ack)
+    def take(self) -> list[Waiter]:
+        """All that is queued; what comes from now on has another acknowledgement."""
+        taken, self.waiters = self.waiters, []
+        self._size, self._limit = 0, PRODUCER_BATCH_BYTES
+        self.ack = None
         return taken
 
 
@@ -70,24 +68,26 @@ class Lanes:
 
         It is shared with what was queued beside it, and cancelled when nobody waited for any of that.
         """
-        key = waiter.record.topic, waiter.record.partition
+        record = waiter.record
+        key = record.topic, record.partition
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(*key, self._loop.create_future())
+            lane = self._lanes[key] = _Lane(*key)
             lane.task = self._loop.create_task(self._send_all(lane), name="headrace.client.lane")
+        if lane.ack is None:
+            lane.ack = self._loop.create_future()
         lane.add(waiter)
         return lane.ack
 
     async def _send_all(self, lane: _Lane) -> None:
         """Begins after the current turn of the loop, which may add to the first batch."""
         try:
-            while lane.waiters:
-                waiters, ack = lane.take(self._loop.create_future())
-                await self._send(lane, waiters, ack)
+            while (ack := lane.ack) is not None:
+                await self._send(lane, lane.take(), ack)
         finally:
             del self._lanes[lane.topic, lane.partition]
 
-    async def _send(self, lane: _Lane, waiters: deque[Waiter], ack: asyncio.Future[None]) -> None:
+    async def _send(self, lane: _Lane, waiters: list[Waiter], ack: asyncio.Future[None]) -> None:
         is_sent = False
         try:
             while records := _next_batch(waiters):
@@ -118,24 +118,21 @@ class Lanes:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def _next_batch(waiters: deque[Waiter]) -> list[Outgoing]:
+def _next_batch(waiters: list[Waiter]) -> list[Outgoing]:
     """Take what fits into about one batch from those that still wait; nothing once there are none."""
     records: list[Outgoing] = []
-    size = 0
-    while waiters:
-        waiter = waiters[0]
-        if not _is_over(waiter):
-            size += _size(waiter)
+    taken = size = 0
+    for waiter in waiters:
+        record = waiter.record
+        if not (waiter.is_over or waiter.future.done()):
+            size += len(record.value) + _HEAD_BYTES
             if records and size > PRODUCER_BATCH_BYTES:
                 break
-            records.append((waiter.record.value, waiter.record.headers))
-        waiters.popleft()
+            records.append((record.value, record.headers))
+        taken += 1
+    del waiters[:taken]
     return records
 
 
 def _is_over(waiter: Waiter) -> bool:
     return waiter.is_over or waiter.future.done()
-
-
-def _size(waiter: Waiter) -> int:
-    return len(waiter.record.value) + _HEAD_BYTES

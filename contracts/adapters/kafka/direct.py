@@ -23,6 +23,7 @@ from aiokafka.producer.message_accumulator import MessageBatch
 from aiokafka.producer.sender import SendProduceReqHandler
 
 from contracts.adapters.kafka import wire
+from contracts.adapters.kafka.batches import Batch, Records
 from contracts.adapters.kafka.connection import Partition
 from contracts.adapters.kafka.framing import ask, hear_at_once
 
@@ -40,6 +41,7 @@ class Direct:
         self._queue = producer._message_accumulator
         self._loop = asyncio.get_running_loop()
         self._attempts: set[asyncio.Task[None]] = set()
+        self._heard: Any = None
         self._is_flushing = self._is_closed = False
 
     async def close(self) -> None:
@@ -70,7 +72,7 @@ class Direct:
                 async with asyncio.timeout(seconds):
                     await end()
 
-    def send(self, builder: Any, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
+    def send(self, records: Records, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
         """Send a batch and return the future of its acknowledgement: at once when nothing else is to be sent in this
         turn of the loop, otherwise in the next, in one request with the others.
 
@@ -79,46 +81,60 @@ class Direct:
         queue = self._queue
         if queue._closed or queue._exception is not None or partition in queue._batches:
             return None
-        batch = MessageBatch(partition, builder, queue._batch_ttl, 0)
+        batch = Batch(partition, records, queue._batch_ttl, self._loop)
         queue._batches[partition].append(batch)
         if is_lone and not self._is_flushing:
             self._flush()
         elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
-        future: asyncio.Future[Any] = batch.future
-        return future
+        return batch.future
 
     def _flush(self) -> None:
         """Send what waits for a broker that is not busy."""
         self._is_flushing = False
         queue, sender = self._queue, self._sender
         leader_of = self._client.cluster.leader_for_partition
-        chosen: dict[int, _Batches] = {}
+        chosen: dict[int, tuple[Any, _Batches]] = {}
         for partition in list(queue._batches):
             leader = leader_of(partition)
             if partition in sender._muted_partitions or leader in sender._in_flight:
                 continue  # the end of that attempt brings us back
-            if not self._is_connected(leader) or not sender._txn_manager.has_pid():
+            connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
+            if connection is None or not connection.connected() or not sender._txn_manager.has_pid():
                 if not queue._waiter_future.done():
                     queue._waiter_future.set_result(None)
                 continue
-            chosen.setdefault(leader, {})[partition] = queue._pop_batch(partition)
-        for leader, batches in chosen.items():
-            self._begin(leader, batches)
+            chosen.setdefault(leader, (connection, {}))[1][partition] = self._take(partition)
+        for leader, (connection, batches) in chosen.items():
+            self._begin(leader, connection, batches)
 
-    def _is_connected(self, leader: int | None) -> bool:
-        connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
-        return connection is not None and connection.connected()
+    def _take(self, partition: Partition) -> MessageBatch:
+        """The next batch for a partition, with the producer's identity and its place in the sequence."""
+        queue, manager = self._queue, self._sender._txn_manager
+        waiting = queue._batches[partition]
+        batch = waiting[0]
+        if type(batch) is not Batch or batch.retry_count:
+            return queue._pop_batch(partition)
+        # The same in one step for what is sent for the first time.
+        waiting.popleft()
+        if not waiting:
+            del queue._batches[partition]
+        batch.begin(manager._pid_and_epoch, manager._sequence_numbers[partition])
+        manager.increment_sequence_number(partition, batch.record_count)
+        pending = queue._pending_batches
+        pending.add(batch)
+        batch.future.add_done_callback(lambda _: pending.remove(batch))
+        return batch
 
-    def _begin(self, leader: int, batches: _Batches) -> None:
+    def _begin(self, leader: int, connection: Any, batches: _Batches) -> None:
         sender = self._sender
         sender._in_flight.add(leader)
         sender._muted_partitions.update(batches)
         data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
         request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
-        connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
-        hear_at_once(self._client, leader)
+        if connection is not self._heard:
+            self._heard = hear_at_once(self._client, leader)
         try:
             answer = ask(connection, request)
         except kafka_errors.KafkaError as exc:

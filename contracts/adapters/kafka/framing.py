@@ -21,6 +21,7 @@ from contracts.adapters.kafka.wire import Exchange
 log = logging.getLogger(__name__)
 
 _LENGTH: Final = struct.Struct(">i")
+_NUMBERS: Final = 2**31
 _HEAD: Final = struct.Struct(">ii")  # length, correlation id
 
 
@@ -58,22 +59,23 @@ class _Frames(asyncio.Protocol):
     def _hand_on(self, frame: bytes) -> None:
         """Answer the oldest request. What is none of ours, or no answer to it, is the library's affair."""
         connection = self._connection
-        if not connection.connected():
-            return  # closed by what came before
+        asked = connection._requests
         try:
-            if asked := connection._requests:
+            if asked:  # so it is not closed
                 number, request, future = asked[0]
                 if type(request) is Exchange and _HEAD.unpack_from(frame)[1] == number and not future.done():
-                    answer = request.answer(frame, _HEAD.size)
+                    answer = request.read(frame, _HEAD.size)
+                    if request.hear is None:
+                        future.set_result(answer)
+                    else:  # what that leads to goes first, in this turn of the loop and the next two
+                        request.hear(answer)
+                        soon = connection._loop.call_soon
+                        soon(soon, soon, _settle, future, answer)
                     asked.popleft()
                     connection._last_action = time.monotonic()
-                    soon = connection._loop.call_soon
-                    if request.is_heard:  # what that leads to goes first, in this turn and the next two
-                        soon(soon, soon, _settle, future, answer)
-                    else:
-                        future.set_result(answer)
                     return
-            connection._handle_frame(frame[_LENGTH.size :])
+            if connection.connected():  # or what came before has closed it
+                connection._handle_frame(frame[_LENGTH.size :])
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, nothing behind it can be trusted
             self._give_up(exc)
 
@@ -100,17 +102,20 @@ def _settle(future: asyncio.Future[Any], answer: object) -> None:
         future.set_result(answer)
 
 
-def hear_at_once(client: AIOKafkaClient, node: int) -> None:
-    """Read the connection to a broker without the library's task from now on, if there is one; idempotent.
+def hear_at_once(client: AIOKafkaClient, node: int) -> Any:
+    """Read the connection to a broker without the library's task from now on; return it if it is read so.
 
     It takes effect between requests only: then nothing is half read.
     """
     connection = client._conns.get((node, ConnectionGroup.DEFAULT))
-    if connection is None or connection._requests or not connection.connected():
-        return
+    if connection is None or not connection.connected():
+        return None
     transport = connection._writer.transport
     if transport.get_protocol() is connection._protocol:
+        if connection._requests:
+            return None
         transport.set_protocol(_Frames(connection))
+    return connection
 
 
 def ask(connection: Any, request: Exchange) -> asyncio.Future[Any]:
@@ -119,7 +124,7 @@ def ask(connection: Any, request: Exchange) -> asyncio.Future[Any]:
     There is no limit to how long that takes: whoever waits has one.
     """
     request.prepare(connection._versions)
-    number = connection._next_correlation_id()
+    connection._correlation_id = number = (connection._correlation_id + 1) % _NUMBERS
     try:
         connection._writer.write(request.frame(number, connection._client_id))
     except OSError as exc:

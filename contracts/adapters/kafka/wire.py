@@ -90,7 +90,7 @@ def read_fetched(data: bytes, at: int) -> list[FetchedPart]:
 class Exchange:
     """A request with its bytes, and how its answer is read. To the library it is its own type of answer, too."""
 
-    __slots__ = ("_api", "_body", "_hear", "_read", "_version")
+    __slots__ = ("_api", "_body", "_version", "hear", "read")
 
     def __init__(
         self,
@@ -100,9 +100,12 @@ class Exchange:
         read: Callable[[bytes, int], Any],
         hear: Callable[[Any], None] | None = None,
     ) -> None:
-        """`hear` is called with the answer before those who wait for the exchange are woken, and must not raise."""
+        """`read` makes an answer of a frame and the place in it at which the answer begins.
+
+        `hear` is called with the answer before those who wait for the exchange are woken, and must not raise.
+        """
         self._api, self._version, self._body = api, version, body
-        self._read, self._hear = read, hear
+        self.read, self.hear = read, hear
 
     def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Self:
         """Nothing to choose: there is one version. Raises IncompatibleBrokerVersion when the broker has it not."""
@@ -117,18 +120,6 @@ class Exchange:
         name, body = client_id.encode(), self._body
         size = _HEAD.size + len(name) + len(body)
         return _FRAME.pack(size, self._api, self._version, correlation_id, len(name)) + name + body
-
-    def answer(self, data: bytes, at: int) -> Any:
-        """The answer that stands behind its correlation id in `data`."""
-        answer = self._read(data, at)
-        if self._hear is not None:
-            self._hear(answer)
-        return answer
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether somebody has heard the answer before those who wait for the exchange."""
-        return self._hear is not None
 
     # --- for the library's connection, where that is not bypassed -----------------------------------------------------
 
@@ -152,7 +143,10 @@ class Exchange:
 
     def decode(self, stream: io.BytesIO) -> Any:
         """Read what follows the correlation id."""
-        return self.answer(stream.getvalue(), stream.tell())
+        answer = self.read(stream.getvalue(), stream.tell())
+        if self.hear is not None:
+            self.hear(answer)
+        return answer
 
 
 def fetch(

@@ -43,8 +43,8 @@ class Broker:
             pass
         self.came.clear()
         records, self.records = self.records, b""
-        assert request._hear is not None
-        request._hear([("topic", 0, 0, records)])
+        assert request.hear is not None
+        request.hear([("topic", 0, 0, records)])
 
     def append(self) -> None:
         self.put(batch())
