@@ -231,27 +231,25 @@ class Inbox:
             self._reader.seek(partition, offset)
 
     def _accept(self, found: Mapping[Partition, Sequence[Record]]) -> None:
+        """Hand responses to who waits for them."""
         now = self._clock.monotonic()
+        resolve, tokens = self._pending.resolve, self._tokens
         for partition, records in found.items():
             self._heard_at = now
             self._positions[partition] = records[-1].offset + 1
-            self._deliver(records, now)
-
-    def _deliver(self, records: Sequence[Record], now: float) -> None:
-        resolve, tokens = self._pending.resolve, self._tokens
-        for record in records:
-            try:
-                response, token = decode_response(record.headers, record.value)
-            except InvalidRequest as exc:
-                self._pending.counts.malformed += 1
-                log.debug("a record in the inbox was dropped: %s", exc)
-                continue
-            for tensor in response.outputs:
-                if tensor.ref is not None:
-                    self._large.take(response, is_own=token in tokens)
-                    break
-            else:
-                resolve(response, is_own=token in tokens, now=now)
+            for record in records:
+                try:
+                    response, token = decode_response(record.headers, record.value)
+                except InvalidRequest as exc:
+                    self._pending.counts.malformed += 1
+                    log.debug("a record in the inbox was dropped: %s", exc)
+                    continue
+                for tensor in response.outputs:
+                    if tensor.ref is not None:
+                        self._large.take(response, is_own=token in tokens)
+                        break
+                else:
+                    resolve(response, is_own=token in tokens, now=now)
 
     def _assign(self) -> None:
         """Read what `_positions` says, from there on; a second assignment forgets whatever the reader itself knew."""

@@ -41,7 +41,7 @@ class Direct:
         self._queue = producer._message_accumulator
         self._loop = asyncio.get_running_loop()
         self._attempts: set[asyncio.Task[None]] = set()
-        self._heard: Any = None
+        self._heard: dict[int, Any] = {}
         self._is_flushing = self._is_closed = False
 
     async def close(self) -> None:
@@ -100,8 +100,8 @@ class Direct:
             leader = leader_of(partition)
             if partition in sender._muted_partitions or leader in sender._in_flight:
                 continue  # the end of that attempt brings us back
-            connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
-            if connection is None or not connection.connected() or not sender._txn_manager.has_pid():
+            connection = self._connection(leader)
+            if connection is None:
                 if not queue._waiter_future.done():
                     queue._waiter_future.set_result(None)
                 continue
@@ -127,14 +127,23 @@ class Direct:
         batch.future.add_done_callback(lambda _: pending.remove(batch))
         return batch
 
+    def _connection(self, leader: int) -> Any:
+        """What leads to a leader, None when the library has to see to it first, or to the producer's identity."""
+        connection = self._heard.get(leader)
+        if connection is not None and connection.connected():
+            return connection
+        connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
+        if connection is None or not connection.connected() or not self._sender._txn_manager.has_pid():
+            return None
+        self._heard[leader] = hear_at_once(self._client, leader)
+        return connection
+
     def _begin(self, leader: int, connection: Any, batches: _Batches) -> None:
         sender = self._sender
         sender._in_flight.add(leader)
         sender._muted_partitions.update(batches)
         data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
         request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
-        if connection is not self._heard:
-            self._heard = hear_at_once(self._client, leader)
         try:
             answer = ask(connection, request)
         except kafka_errors.KafkaError as exc:
