@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from contracts.adapters.kafka import Outgoing, Producer
 from contracts.adapters.kafka.batches import PRODUCER_BATCH_BYTES
@@ -21,6 +22,10 @@ from producer.pending import Waiter
 
 _DRAIN_SECONDS = 2.0
 _HEAD_BYTES = 256  # what a record's headers take, about
+
+
+_Load = tuple[list[Waiter], asyncio.Future[None]]
+"""Waiters that travel together, and their acknowledgement."""
 
 
 class _Lane:
@@ -45,11 +50,13 @@ class _Lane:
             self._size = sum(len(waiter.record.value) + _HEAD_BYTES for waiter in self.waiters)
             self._limit = max(PRODUCER_BATCH_BYTES, 2 * self._size)
 
-    def take(self) -> list[Waiter]:
-        """All that is queued; what comes from now on has another acknowledgement."""
-        taken, self.waiters = self.waiters, []
+    def take(self) -> _Load | None:
+        """All that is queued and its acknowledgement, if anything is; what comes from now on has another."""
+        if self.ack is None:
+            return None
+        taken = self.waiters, self.ack
+        self.waiters, self.ack = [], None
         self._size, self._limit = 0, PRODUCER_BATCH_BYTES
-        self.ack = None
         return taken
 
 
@@ -73,28 +80,53 @@ class Lanes:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(*key)
-            lane.task = self._loop.create_task(self._send_all(lane), name="headrace.client.lane")
+            self._loop.call_soon(self._begin, lane)
         if lane.ack is None:
             lane.ack = self._loop.create_future()
         lane.add(waiter)
         return lane.ack
 
-    async def _send_all(self, lane: _Lane) -> None:
-        """Begins after the current turn of the loop, which may add to the first batch."""
+    def _begin(self, lane: _Lane) -> None:
+        """Begin to send, after the turn of the loop in which the first waiter came: more may have come with it.
+
+        The first batch leaves before there is a task, which has only to wait for its acknowledgement.
+        """
+        load = lane.take()
+        if load is None:
+            return  # begun already
+        records, sent = _next_batch(load[0]), None
         try:
-            while (ack := lane.ack) is not None:
-                await self._send(lane, lane.take(), ack)
+            if records:
+                sent = self._producer.post(lane.topic, lane.partition, records, is_lone=len(self._lanes) == 1)
+        except Exception as exc:  # noqa: BLE001 - as in `_send`, where it is raised
+            sent = self._loop.create_future()
+            sent.set_exception(exc)
+        lane.task = self._loop.create_task(self._send_all(lane, load, records, sent), name="headrace.client.lane")
+
+    async def _send_all(
+        self, lane: _Lane, load: _Load | None, records: list[Outgoing], sent: asyncio.Future[Any] | None
+    ) -> None:
+        """Send until nothing is queued. `records` are the first batch, `sent` its acknowledgement if it was posted."""
+        try:
+            while load is not None:
+                await self._send(lane, load, records, sent)
+                load, sent = lane.take(), None
+                records = _next_batch(load[0]) if load is not None else []
         finally:
             del self._lanes[lane.topic, lane.partition]
 
-    async def _send(self, lane: _Lane, waiters: list[Waiter], ack: asyncio.Future[None]) -> None:
-        is_sent = False
+    async def _send(self, lane: _Lane, load: _Load, records: list[Outgoing], sent: asyncio.Future[Any] | None) -> None:
+        waiters, ack = load
+        is_sent = bool(records)
         try:
-            while records := _next_batch(waiters):
+            if sent is not None:
+                await self._producer.settle(sent, lane.topic, timeout_seconds=None)
+                records = _next_batch(waiters)
+            while records:
                 await self._producer.publish_many(
                     lane.topic, lane.partition, records, timeout_seconds=None, is_lone=len(self._lanes) == 1
                 )
-                is_sent = True
+                records = _next_batch(waiters)
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
             ack.set_exception(exc if isinstance(exc, HeadraceError) else TransportError(f"publishing failed: {exc!r}"))
             ack.exception()  # nobody may ask, and that is no reason for asyncio to complain
@@ -110,6 +142,9 @@ class Lanes:
 
         The futures of what was given up never end.
         """
+        for lane in list(self._lanes.values()):
+            if lane.task is None:
+                self._begin(lane)
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)

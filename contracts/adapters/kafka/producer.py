@@ -155,6 +155,28 @@ class Producer:
             raise _translate_send(exc, topic) from exc
         return future
 
+    def post(
+        self, topic: str, partition: int, records: Sequence[Outgoing], *, is_lone: bool = False
+    ) -> asyncio.Future[Any] | None:
+        """Send records to one partition at once, as one batch: the future of its acknowledgement, for `settle`.
+
+        None when that cannot be, and then nothing is sent: `publish_many` sees to it. `is_lone` is explained there.
+        """
+        known = self._partitions.get(topic)
+        if known is None or partition >= len(known) or self._direct is None:
+            return None
+        batches = Records.fill(records)
+        return self._direct.send(batches[0], known[partition], is_lone=is_lone) if len(batches) == 1 else None
+
+    async def settle(self, ack: asyncio.Future[Any], topic: str, *, timeout_seconds: float | None = 30.0) -> Ack:
+        """Wait for what was posted to a topic. Errors as in `publish_many`."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                done = await asyncio.shield(ack)
+        except FAILURES as exc:
+            raise _translate_send(exc, topic) from exc
+        return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)
+
     async def publish_many(
         self,
         topic: str,
@@ -243,12 +265,7 @@ class Producer:
         Errors as in `send`, and AckUnknown when none has come in time.
         """
         future = await self.send(topic, partition, value, headers, key)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                done = await asyncio.shield(future)
-        except FAILURES as exc:
-            raise _translate_send(exc, topic) from exc
-        return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)
+        return await self.settle(future, topic, timeout_seconds=timeout_seconds)
 
 
 def _translate_send(exc: BaseException, topic: str) -> TransportError | InvalidRequest:
