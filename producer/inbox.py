@@ -159,7 +159,7 @@ class Inbox:
             self._assign()
             self._settled.set()
         try:
-            await (self._take_singly() if self._suspect else self._take())
+            await (self._take_singly() if self._suspect else self._follow())
         except OffsetOutOfRange as exc:
             log.warning("responses were deleted unread: %s", exc)
             await self._skip_deleted()
@@ -169,18 +169,29 @@ class Inbox:
             self._heard_at = now
             await self._check_silence()
 
-    async def _take(self, *partitions: Partition, timeout_ms: int = _POLL_MS) -> None:
-        """Deliver what was fetched, of these partitions or of all."""
+    async def _follow(self) -> None:
+        """Deliver responses as they arrive, for a moment."""
         try:
-            found = await self._reader.poll(*partitions, timeout_ms=timeout_ms)
+            await self._reader.follow(self._accept, timeout_ms=_POLL_MS)
         except UnreadableRecord as exc:
-            log.warning("something in the inbox cannot be read and is looked for: %s", exc)
-            self._seek_back()
-            bounds = await self._reader.bounds(list(self._positions))
-            self._suspect = {partition: end for partition, (_, end) in bounds.items()}
-            self._clear_suspects()
-            return
-        self._accept(found)
+            await self._look_for_unreadable(exc)
+
+    async def _take(self, *partitions: Partition) -> None:
+        """Deliver what was fetched of some partitions."""
+        try:
+            found = await self._reader.poll(*partitions, timeout_ms=0)
+        except UnreadableRecord as exc:
+            await self._look_for_unreadable(exc)
+        else:
+            self._accept(found)
+
+    async def _look_for_unreadable(self, exc: UnreadableRecord) -> None:
+        """It lies somewhere between where we are and the log's present end."""
+        log.warning("something in the inbox cannot be read and is looked for: %s", exc)
+        self._seek_back()
+        bounds = await self._reader.bounds(list(self._positions))
+        self._suspect = {partition: end for partition, (_, end) in bounds.items()}
+        self._clear_suspects()
 
     async def _take_singly(self) -> None:
         """Deliver one record of each suspect partition, and whatever there is of the others."""
@@ -195,7 +206,7 @@ class Inbox:
                 self._accept(found)
         self._clear_suspects()
         if others := [partition for partition in self._positions if partition not in self._suspect]:
-            await self._take(*others, timeout_ms=0)
+            await self._take(*others)
 
     def _pass_over(self, partition: Partition, exc: UnreadableRecord) -> None:
         """Give a record that could not be read one more chance, then none: only its way here may have harmed it."""
@@ -220,27 +231,25 @@ class Inbox:
             self._reader.seek(partition, offset)
 
     def _accept(self, found: Mapping[Partition, Sequence[Record]]) -> None:
+        """Hand responses to who waits for them."""
         now = self._clock.monotonic()
+        resolve, tokens = self._pending.resolve, self._tokens
         for partition, records in found.items():
             self._heard_at = now
             self._positions[partition] = records[-1].offset + 1
-            self._deliver(records, now)
-
-    def _deliver(self, records: Sequence[Record], now: float) -> None:
-        resolve, tokens = self._pending.resolve, self._tokens
-        for record in records:
-            try:
-                response, token = decode_response(record.headers, record.value)
-            except InvalidRequest as exc:
-                self._pending.counts.malformed += 1
-                log.debug("a record in the inbox was dropped: %s", exc)
-                continue
-            for tensor in response.outputs:
-                if tensor.ref is not None:
-                    self._large.take(response, is_own=token in tokens)
-                    break
-            else:
-                resolve(response, is_own=token in tokens, now=now)
+            for record in records:
+                try:
+                    response, token = decode_response(record.headers, record.value)
+                except InvalidRequest as exc:
+                    self._pending.counts.malformed += 1
+                    log.debug("a record in the inbox was dropped: %s", exc)
+                    continue
+                for tensor in response.outputs:
+                    if tensor.ref is not None:
+                        self._large.take(response, is_own=token in tokens)
+                        break
+                else:
+                    resolve(response, is_own=token in tokens, now=now)
 
     def _assign(self) -> None:
         """Read what `_positions` says, from there on; a second assignment forgets whatever the reader itself knew."""

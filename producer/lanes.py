@@ -12,11 +12,11 @@ while the broker is away, and be computed for nobody when it is back.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from contracts.adapters.kafka import Outgoing, Producer
-from contracts.adapters.kafka.producer import PRODUCER_BATCH_BYTES
+from contracts.adapters.kafka.batches import PRODUCER_BATCH_BYTES
 from contracts.errors import HeadraceError, TransportError
 from producer.pending import Waiter
 
@@ -24,34 +24,39 @@ _DRAIN_SECONDS = 2.0
 _HEAD_BYTES = 256  # what a record's headers take, about
 
 
+_Load = tuple[list[Waiter], asyncio.Future[None]]
+"""Waiters that travel together, and their acknowledgement."""
+
+
 class _Lane:
     """One partition: what waits for it, and the task that sends it while something does."""
 
     __slots__ = ("_limit", "_size", "ack", "partition", "task", "topic", "waiters")
 
-    def __init__(self, topic: str, partition: int, ack: asyncio.Future[None]) -> None:
+    def __init__(self, topic: str, partition: int) -> None:
         self.topic, self.partition = topic, partition
         self.task: asyncio.Task[None] | None = None
-        self._begin(ack)
-
-    def _begin(self, ack: asyncio.Future[None]) -> None:
-        self.waiters: deque[Waiter] = deque()
-        self.ack = ack
+        self.waiters: list[Waiter] = []
+        self.ack: asyncio.Future[None] | None = None
+        """The acknowledgement of what is queued, if anything is."""
         self._size, self._limit = 0, PRODUCER_BATCH_BYTES
 
     def add(self, waiter: Waiter) -> None:
         """Queue a waiter. Each time that the queue has doubled, those that wait no more leave it."""
         self.waiters.append(waiter)
-        self._size += _size(waiter)
+        self._size += len(waiter.record.value) + _HEAD_BYTES
         if self._size > self._limit:
-            self.waiters = deque(waiter for waiter in self.waiters if not _is_over(waiter))
-            self._size = sum(map(_size, self.waiters))
+            self.waiters = [waiter for waiter in self.waiters if not _is_over(waiter)]
+            self._size = sum(len(waiter.record.value) + _HEAD_BYTES for waiter in self.waiters)
             self._limit = max(PRODUCER_BATCH_BYTES, 2 * self._size)
 
-    def take(self, next_ack: asyncio.Future[None]) -> tuple[deque[Waiter], asyncio.Future[None]]:
-        """All that is queued, and its acknowledgement; what comes from now on gets the next one."""
+    def take(self) -> _Load | None:
+        """All that is queued and its acknowledgement, if anything is; what comes from now on has another."""
+        if self.ack is None:
+            return None
         taken = self.waiters, self.ack
-        self._begin(next_ack)
+        self.waiters, self.ack = [], None
+        self._size, self._limit = 0, PRODUCER_BATCH_BYTES
         return taken
 
 
@@ -70,31 +75,58 @@ class Lanes:
 
         It is shared with what was queued beside it, and cancelled when nobody waited for any of that.
         """
-        key = waiter.record.topic, waiter.record.partition
+        record = waiter.record
+        key = record.topic, record.partition
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(*key, self._loop.create_future())
-            lane.task = self._loop.create_task(self._send_all(lane), name="headrace.client.lane")
+            lane = self._lanes[key] = _Lane(*key)
+            self._loop.call_soon(self._begin, lane)
+        if lane.ack is None:
+            lane.ack = self._loop.create_future()
         lane.add(waiter)
         return lane.ack
 
-    async def _send_all(self, lane: _Lane) -> None:
-        """Begins after the current turn of the loop, which may add to the first batch."""
+    def _begin(self, lane: _Lane) -> None:
+        """Begin to send, after the turn of the loop in which the first waiter came: more may have come with it.
+
+        The first batch leaves before there is a task, which has only to wait for its acknowledgement.
+        """
+        load = lane.take()
+        if load is None:
+            return  # begun already
+        records, sent = _next_batch(load[0]), None
         try:
-            while lane.waiters:
-                waiters, ack = lane.take(self._loop.create_future())
-                await self._send(lane, waiters, ack)
+            if records:
+                sent = self._producer.post(lane.topic, lane.partition, records, is_lone=len(self._lanes) == 1)
+        except Exception as exc:  # noqa: BLE001 - as in `_send`, where it is raised
+            sent = self._loop.create_future()
+            sent.set_exception(exc)
+        lane.task = self._loop.create_task(self._send_all(lane, load, records, sent), name="headrace.client.lane")
+
+    async def _send_all(
+        self, lane: _Lane, load: _Load | None, records: list[Outgoing], sent: asyncio.Future[Any] | None
+    ) -> None:
+        """Send until nothing is queued. `records` are the first batch, `sent` its acknowledgement if it was posted."""
+        try:
+            while load is not None:
+                await self._send(lane, load, records, sent)
+                load, sent = lane.take(), None
+                records = _next_batch(load[0]) if load is not None else []
         finally:
             del self._lanes[lane.topic, lane.partition]
 
-    async def _send(self, lane: _Lane, waiters: deque[Waiter], ack: asyncio.Future[None]) -> None:
-        is_sent = False
+    async def _send(self, lane: _Lane, load: _Load, records: list[Outgoing], sent: asyncio.Future[Any] | None) -> None:
+        waiters, ack = load
+        is_sent = bool(records)
         try:
-            while records := _next_batch(waiters):
+            if sent is not None:
+                await self._producer.settle(sent, lane.topic, timeout_seconds=None)
+                records = _next_batch(waiters)
+            while records:
                 await self._producer.publish_many(
                     lane.topic, lane.partition, records, timeout_seconds=None, is_lone=len(self._lanes) == 1
                 )
-                is_sent = True
+                records = _next_batch(waiters)
         except Exception as exc:  # noqa: BLE001 - whatever it was, those who wait must hear of it
             ack.set_exception(exc if isinstance(exc, HeadraceError) else TransportError(f"publishing failed: {exc!r}"))
             ack.exception()  # nobody may ask, and that is no reason for asyncio to complain
@@ -110,6 +142,9 @@ class Lanes:
 
         The futures of what was given up never end.
         """
+        for lane in list(self._lanes.values()):
+            if lane.task is None:
+                self._begin(lane)
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
@@ -118,24 +153,21 @@ class Lanes:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-def _next_batch(waiters: deque[Waiter]) -> list[Outgoing]:
+def _next_batch(waiters: list[Waiter]) -> list[Outgoing]:
     """Take what fits into about one batch from those that still wait; nothing once there are none."""
     records: list[Outgoing] = []
-    size = 0
-    while waiters:
-        waiter = waiters[0]
-        if not _is_over(waiter):
-            size += _size(waiter)
+    taken = size = 0
+    for waiter in waiters:
+        record = waiter.record
+        if not (waiter.is_over or waiter.future.done()):
+            size += len(record.value) + _HEAD_BYTES
             if records and size > PRODUCER_BATCH_BYTES:
                 break
-            records.append((waiter.record.value, waiter.record.headers))
-        waiters.popleft()
+            records.append((record.value, record.headers))
+        taken += 1
+    del waiters[:taken]
     return records
 
 
 def _is_over(waiter: Waiter) -> bool:
     return waiter.is_over or waiter.future.done()
-
-
-def _size(waiter: Waiter) -> int:
-    return len(waiter.record.value) + _HEAD_BYTES

@@ -40,7 +40,7 @@ class InputPlan(NamedTuple):
 class ModelPlan:
     """How requests for one model version are made."""
 
-    __slots__ = ("_by_name", "key", "lanes", "partitioner", "topic")
+    __slots__ = ("_by_name", "_count", "key", "lanes", "partitioner", "topic")
 
     def __init__(
         self, key: ModelVersion, topic: str, partitioner: Partitioner, inputs: Iterable[TensorSpec] | None
@@ -52,6 +52,7 @@ class ModelPlan:
         self.lanes: dict[str, tuple[str, Partitioner]] = {}
         """Where requests of other priorities go, if not to the same topic."""
         self._by_name = None if inputs is None else {tensor.name: _plan_input(tensor) for tensor in inputs}
+        self._count = 0 if self._by_name is None else len(self._by_name)
 
     @property
     def topics(self) -> Mapping[str, Partitioner]:
@@ -76,7 +77,8 @@ class ModelPlan:
             tensors: Sequence[Tensor] = self._from_arrays(inputs, most)
         else:
             tensors = self._from_tensors(inputs, most)
-        self._check_together(tensors)
+        if not len(tensors) == self._count == 1:  # one that is named and shaped as it must be cannot lack another
+            self._check_together(tensors)
         if parameters:
             _check_parameters(parameters)
         return tensors
@@ -85,7 +87,8 @@ class ModelPlan:
     def pack(tensors: Sequence[Tensor], parameters: Parameters | None, limit: int = MAX_INLINE_BYTES) -> bytes:
         """The body of a request with these tensors. Raises TooLarge."""
         body = encode_request(tensors, dict(parameters) if parameters else None)
-        check_size(len(body), limit=limit)
+        if len(body) > limit:
+            check_size(len(body), limit=limit)
         return body
 
     def _from_arrays(self, inputs: Mapping[str, npt.ArrayLike], limit: int) -> list[Tensor]:
@@ -97,14 +100,17 @@ class ModelPlan:
         tensors, total = [], 0
         for name, value in inputs.items():
             plan = plans.get(name) or self._unknown(name)
-            if type(value) is np.ndarray and value.dtype == plan.dtype and value.flags.c_contiguous:
+            # `is` first: it nearly always is, and two types take far longer to compare.
+            if type(value) is np.ndarray and (value.dtype is plan.dtype or value.dtype == plan.dtype):
                 total += value.nbytes
-                check_tensor_bytes(total, limit)
+                if total > limit:
+                    check_tensor_bytes(total, limit)
                 tensor = Tensor(name, plan.datatype, value.shape, memoryview(value.tobytes()))
             else:
                 tensor = _from_other(plan, value, limit)
                 total += len(tensor.data)
-            self._check_shape(plan, tensor)
+            if tensor.shape[1:] != plan.tail or not tensor.shape:
+                self._check_shape(plan, tensor)
             tensors.append(tensor)
         return tensors
 

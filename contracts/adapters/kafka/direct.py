@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from itertools import chain
 from typing import Any
 
@@ -24,8 +23,9 @@ from aiokafka.producer.message_accumulator import MessageBatch
 from aiokafka.producer.sender import SendProduceReqHandler
 
 from contracts.adapters.kafka import wire
+from contracts.adapters.kafka.batches import Batch, Records
 from contracts.adapters.kafka.connection import Partition
-from contracts.adapters.kafka.framing import hear_at_once
+from contracts.adapters.kafka.framing import ask, hear_at_once
 
 _Batches = dict[Partition, MessageBatch]
 
@@ -41,6 +41,7 @@ class Direct:
         self._queue = producer._message_accumulator
         self._loop = asyncio.get_running_loop()
         self._attempts: set[asyncio.Task[None]] = set()
+        self._heard: dict[int, Any] = {}
         self._is_flushing = self._is_closed = False
 
     async def close(self) -> None:
@@ -71,7 +72,7 @@ class Direct:
                 async with asyncio.timeout(seconds):
                     await end()
 
-    def send(self, builder: Any, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
+    def send(self, records: Records, partition: Partition, *, is_lone: bool) -> asyncio.Future[Any] | None:
         """Send a batch and return the future of its acknowledgement: at once when nothing else is to be sent in this
         turn of the loop, otherwise in the next, in one request with the others.
 
@@ -80,56 +81,80 @@ class Direct:
         queue = self._queue
         if queue._closed or queue._exception is not None or partition in queue._batches:
             return None
-        batch = MessageBatch(partition, builder, queue._batch_ttl, 0)
+        batch = Batch(partition, records, queue._batch_ttl, self._loop)
         queue._batches[partition].append(batch)
         if is_lone and not self._is_flushing:
             self._flush()
         elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
-        future: asyncio.Future[Any] = batch.future
-        return future
+        return batch.future
 
     def _flush(self) -> None:
         """Send what waits for a broker that is not busy."""
         self._is_flushing = False
         queue, sender = self._queue, self._sender
         leader_of = self._client.cluster.leader_for_partition
-        chosen: dict[int, _Batches] = {}
+        chosen: dict[int, tuple[Any, _Batches]] = {}
         for partition in list(queue._batches):
             leader = leader_of(partition)
             if partition in sender._muted_partitions or leader in sender._in_flight:
                 continue  # the end of that attempt brings us back
-            if not self._is_connected(leader) or not sender._txn_manager.has_pid():
+            connection = self._connection(leader)
+            if connection is None:
                 if not queue._waiter_future.done():
                     queue._waiter_future.set_result(None)
                 continue
-            chosen.setdefault(leader, {})[partition] = queue._pop_batch(partition)
-        for leader, batches in chosen.items():
-            self._begin(leader, batches)
+            chosen.setdefault(leader, (connection, {}))[1][partition] = self._take(partition)
+        for leader, (connection, batches) in chosen.items():
+            self._begin(leader, connection, batches)
 
-    def _is_connected(self, leader: int | None) -> bool:
+    def _take(self, partition: Partition) -> MessageBatch:
+        """The next batch for a partition, with the producer's identity and its place in the sequence."""
+        queue, manager = self._queue, self._sender._txn_manager
+        waiting = queue._batches[partition]
+        batch = waiting[0]
+        if type(batch) is not Batch or batch.retry_count:
+            return queue._pop_batch(partition)
+        # The same in one step for what is sent for the first time.
+        waiting.popleft()
+        if not waiting:
+            del queue._batches[partition]
+        batch.begin(manager._pid_and_epoch, manager._sequence_numbers[partition])
+        manager.increment_sequence_number(partition, batch.record_count)
+        pending = queue._pending_batches
+        pending.add(batch)
+        batch.future.add_done_callback(lambda _: pending.remove(batch))
+        return batch
+
+    def _connection(self, leader: int) -> Any:
+        """What leads to a leader, None when the library has to see to it first, or to the producer's identity."""
+        connection = self._heard.get(leader)
+        if connection is not None and connection.connected():
+            return connection
         connection = self._client._conns.get((leader, ConnectionGroup.DEFAULT))
-        return connection is not None and connection.connected()
+        if connection is None or not connection.connected() or not self._sender._txn_manager.has_pid():
+            return None
+        self._heard[leader] = hear_at_once(self._client, leader)
+        return connection
 
-    def _begin(self, leader: int, batches: _Batches) -> None:
+    def _begin(self, leader: int, connection: Any, batches: _Batches) -> None:
         sender = self._sender
         sender._in_flight.add(leader)
         sender._muted_partitions.update(batches)
         data = {partition: batch.get_data_buffer() for partition, batch in batches.items()}
         request = wire.produce(data, timeout_ms=sender._request_timeout_ms)
-        connection = self._client._conns[leader, ConnectionGroup.DEFAULT]
-        hear_at_once(self._client, leader)
         try:
-            answer = connection.send(request)
+            answer = ask(connection, request)
         except kafka_errors.KafkaError as exc:
-            answer = _raising(exc)
+            answer = self._loop.create_future()
+            answer.set_exception(exc)
         attempt = self._loop.create_task(self._finish(leader, batches, connection, answer), name="kafka.produce")
         self._attempts.add(attempt)
         attempt.add_done_callback(self._attempts.discard)
 
     async def _finish(
-        self, leader: int, batches: _Batches, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]
+        self, leader: int, batches: _Batches, connection: Any, answer: asyncio.Future[wire.ProduceAnswer]
     ) -> None:
         try:
             await _Attempt(self._sender, batches).finish(connection, answer)
@@ -140,17 +165,15 @@ class Direct:
                 self._flush()
 
 
-async def _raising(error: Exception) -> wire.ProduceAnswer:
-    raise error
-
-
 class _Attempt(SendProduceReqHandler):  # type: ignore[misc]  # the library has no types
     """What the library makes of an answer; only that the request is sent already."""
 
-    async def finish(self, connection: Any, answer: Coroutine[Any, Any, wire.ProduceAnswer]) -> None:
+    async def finish(self, connection: Any, answer: asyncio.Future[wire.ProduceAnswer]) -> None:
         """Wait for the answer and tell the batches; those for which the next attempt may succeed are queued again."""
         try:
-            self.handle_response(await answer)
+            async with asyncio.timeout(connection._request_timeout):
+                found = await answer
+            self.handle_response(found)
         except TimeoutError:
             connection.close(reason=CloseReason.CONNECTION_TIMEOUT)  # as the library does, so that it is made anew
             self._fail(kafka_errors.RequestTimedOutError())

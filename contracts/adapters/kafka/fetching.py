@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import errors as kafka_errors
 from aiokafka.record.memory_records import MemoryRecords
@@ -34,7 +34,6 @@ IDLE_WAIT_MS = 250
 _IDLE_AFTER = 20  # fetches that brought nothing
 FETCH_BYTES = 16 * 1024 * 1024
 _RETRY_SECONDS = 0.1
-_TURNS_FIRST = 2  # the answer that the last records caused, or its reader's next request, leaves before a fetch
 _NOBODY = -1  # the library's number of the leader of a partition that has none
 _fatal = (kafka_errors.OffsetOutOfRangeError, kafka_errors.TopicAuthorizationFailedError)
 
@@ -42,36 +41,25 @@ _fatal = (kafka_errors.OffsetOutOfRangeError, kafka_errors.TopicAuthorizationFai
 class _Place:
     """Where the reading of a partition stands, and what was fetched of it but not taken."""
 
-    __slots__ = ("error", "is_paused", "offset", "records")
+    __slots__ = ("fetched", "is_paused", "offset")
 
     def __init__(self) -> None:
         self.offset = 0
         self.is_paused = True
-        self.forget()
-
-    def forget(self) -> None:
-        self.records: Iterator[Record] | None = None
-        self.error: Exception | None = None
-
-    @property
-    def has_more(self) -> bool:
-        return self.records is not None or self.error is not None
+        self.fetched: Iterator[Record] | Exception | None = None
 
     def take(self, limit: int | None) -> list[Record]:
-        """Up to `limit` records, or what went wrong."""
-        records, error = self.records, self.error
-        if error is not None:
-            self.forget()
-            raise error
-        if records is None:
+        """Up to `limit` records of what was fetched. Raises what went wrong."""
+        fetched, self.fetched = self.fetched, None
+        if fetched is None:
             return []
-        try:
-            taken = list(records if limit is None else islice(records, limit))
-        except BaseException:
-            self.forget()
-            raise
-        if limit is None or len(taken) < limit:
-            self.forget()
+        if isinstance(fetched, Exception):
+            raise fetched
+        if limit is None:
+            return list(fetched)
+        taken = list(islice(fetched, limit))
+        if len(taken) == limit:
+            self.fetched = fetched
         return taken
 
     def decode(self, partition: Partition, data: bytes) -> Iterator[Record]:
@@ -101,6 +89,18 @@ class _Place:
             self.offset = max(self.offset, batch.next_offset)  # its last records may have been compacted away
 
 
+class _Wish(NamedTuple):
+    """What is asked of a partition."""
+
+    partition: Partition
+    place: _Place
+    offset: int
+
+
+Deliver = Callable[[dict[Partition, list[Record]]], None]
+"""Takes what was fetched."""
+
+
 class Fetcher:
     """Reads partitions through one of the library's clients."""
 
@@ -110,6 +110,7 @@ class Fetcher:
         self._places: dict[Partition, _Place] = {}
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._waiter: asyncio.Future[None] | None = None
+        self._deliver: Deliver | None = None
         self._wanted: Collection[Partition] = ()
         self._in_vain = 0  # fetches, since the last that brought something or the last change of what is read
         self._is_beginning = self._is_closed = False
@@ -127,13 +128,14 @@ class Fetcher:
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """Read these partitions and no others; all are paused."""
+        self.pause(self._places)  # what is still fetched for them is dropped
         self._places = {partition: _Place() for partition in partitions}
         self._in_vain = 0
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Move a partition's position and drop what was fetched of it."""
         place = self._places[partition]
-        place.forget()
+        place.fetched = None
         place.offset = offset
 
     def pause(self, partitions: Collection[Partition]) -> None:
@@ -141,7 +143,7 @@ class Fetcher:
         for partition in partitions:
             place = self._places[partition]
             place.is_paused = True
-            place.forget()
+            place.fetched = None
 
     def resume(self, partitions: Collection[Partition]) -> None:
         """Go on fetching partitions."""
@@ -162,6 +164,30 @@ class Fetcher:
         self._begin_soon()
         if found or timeout_ms <= 0 or self._is_closed:
             return found
+        await self._wait(timeout_ms)
+        found = self._take(wanted, limit)
+        if found:
+            self._begin_soon()
+        return found
+
+    async def follow(self, deliver: Deliver, timeout_ms: int) -> None:
+        """Hand over whatever is fetched for some time: at once, in the turn of the loop in which it comes.
+
+        Whoever waits for it is spared a turn, and the waking of a task that would only pass it on.
+        """
+        self._wanted = self._places
+        if found := self._take(self._places, None):
+            deliver(found)
+        self._begin_soon()
+        if not self._is_closed:
+            self._deliver = deliver
+            try:
+                await self._wait(timeout_ms)
+            finally:
+                self._deliver = None
+
+    async def _wait(self, timeout_ms: int) -> None:
+        """Until woken, or for so long."""
         self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_later(timeout_ms / 1000, self._wake)
         try:
@@ -169,16 +195,12 @@ class Fetcher:
         finally:
             timer.cancel()
             self._waiter = None
-        found = self._take(wanted, limit)
-        if found:
-            self._begin_soon()
-        return found
 
     def _take(self, wanted: Collection[Partition], limit: int | None) -> dict[Partition, list[Record]]:
         found = {}
         for partition in wanted:
             place = self._places.get(partition)
-            if place is not None and place.has_more:
+            if place is not None and place.fetched is not None:
                 taken = place.take(limit)
                 if taken:
                     found[partition] = taken
@@ -192,47 +214,61 @@ class Fetcher:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _hand_over(self) -> None:
+        """Give what came to whoever waits for it."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return  # the next poll takes it
+        if self._deliver is None:
+            waiter.set_result(None)
+            return
+        try:
+            if found := self._take(self._wanted, None):
+                self._deliver(found)
+        except Exception as exc:  # noqa: BLE001 - it is raised where it is waited
+            waiter.set_exception(exc)
+
     # --- fetching -----------------------------------------------------------------------------------------------------
 
     def _begin_soon(self) -> None:
-        """Fetch when the loop has done what it has to do already."""
+        """Fetch when the loop has done what it has to do already, and what that leads to."""
         if not self._is_beginning:
             self._is_beginning = True
-            self._loop.call_soon(self._begin)
+            soon = self._loop.call_soon
+            soon(soon, soon, self._begin)  # the answer that the last records caused leaves before a fetch
 
     def _begin(self) -> None:
         self._is_beginning = False
         if self._is_closed:
             return
-        wishes: dict[int, list[tuple[Partition, int]]] = {}
+        wishes: dict[int, dict[tuple[str, int], _Wish]] = {}
         leader_of, places = self._client.cluster.leader_for_partition, self._places
         for partition, place in places.items():
-            if place.has_more:
+            if place.fetched is not None:
                 if partition in self._wanted:
                     return  # it is taken first
                 self._in_vain = 0  # it is asked for soon, and is not to wait for long
             elif not place.is_paused:
                 leader = leader_of(partition)
-                wishes.setdefault(_NOBODY if leader is None else leader, []).append((partition, place.offset))
+                wished = wishes.setdefault(_NOBODY if leader is None else leader, {})
+                wished[partition] = _Wish(partition, place, place.offset)
         for leader, wished in wishes.items():
             if leader not in self._fetches:
                 fetch = self._fetch(leader, wished)
                 self._fetches[leader] = self._loop.create_task(fetch, name=f"kafka.fetch {leader}")
 
-    async def _fetch(self, leader: int, wished: list[tuple[Partition, int]]) -> None:
+    async def _fetch(self, leader: int, wished: dict[tuple[str, int], _Wish]) -> None:
         try:
-            for _ in range(_TURNS_FIRST):
-                await asyncio.sleep(0)
             if leader == _NOBODY:
                 await self._look_for_leaders()
                 return
             lost: list[Partition] = []
             request = wire.fetch(
-                wished,
+                [(wish.partition, wish.offset) for wish in wished.values()],
                 wait_ms=FETCH_WAIT_MS if self._in_vain < _IDLE_AFTER else IDLE_WAIT_MS,
                 most_bytes=FETCH_BYTES,
                 most_of_each=2 * MAX_REQUEST_BYTES,
-                hear=partial(self._accept, dict(wished), lost),
+                hear=partial(self._accept, wished, lost),
             )
             hear_at_once(self._client, leader)
             await self._client.send(leader, request)
@@ -244,39 +280,45 @@ class Fetcher:
         finally:
             del self._fetches[leader]
             if self._waiter is not None:
-                self._begin_soon()
+                self._begin()
 
     async def _look_for_leaders(self) -> None:
         self._client.force_metadata_update()
         await asyncio.sleep(_RETRY_SECONDS)
 
-    def _accept(self, wished: dict[Partition, int], lost: list[Partition], answer: wire.FetchAnswer) -> None:
-        """Keep what came, wake who waits for it, note which partitions are to be looked for elsewhere."""
+    def _accept(
+        self, wished: dict[tuple[str, int], _Wish], lost: list[Partition], parts: list[wire.FetchedPart]
+    ) -> None:
+        """Keep what came, give it to who waits for it, note which partitions are to be looked for elsewhere."""
         self._in_vain += 1
-        for part in answer.parts:
-            partition = Partition(part.topic, part.partition)
-            place = self._places.get(partition)
-            if place is None or place.is_paused or place.has_more or place.offset != wished.get(partition):
+        is_awaited = False
+        for topic, number, code, records in parts:
+            wish = wished.get((topic, number))
+            if wish is None:
+                continue
+            partition, place, offset = wish
+            if place.is_paused or place.fetched is not None or place.offset != offset:
                 continue  # moved or stopped in the meantime
-            if part.error:
-                error = kafka_errors.for_code(part.error)
+            if code:
+                error = kafka_errors.for_code(code)
                 if not issubclass(error, _fatal):
                     lost.append(partition)
                 self._fail(place, partition, error)
-            elif part.records:
-                place.records = place.decode(partition, part.records)
+            elif records:
+                place.fetched = place.decode(partition, records)
             else:
                 continue
             self._in_vain = 0
-            if partition in self._wanted:
-                self._wake()
+            is_awaited = is_awaited or partition in self._wanted
+        if is_awaited:
+            self._hand_over()
 
     @staticmethod
     def _fail(place: _Place, partition: Partition, error: type[Exception]) -> None:
         """Tell the next poll what it has to decide about; the rest passes when the leader is found."""
         if issubclass(error, kafka_errors.OffsetOutOfRangeError):
-            place.error = error({partition: place.offset})
+            place.fetched = error({partition: place.offset})
         elif issubclass(error, _fatal):
-            place.error = error(partition.topic)
+            place.fetched = error(partition.topic)
         else:
             log.warning("fetching %s/%d: %s", *partition, error.__name__)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 from aiokafka.cluster import ClusterMetadata
 
+from contracts.adapters.kafka.batches import PRODUCER_BATCH_BYTES, Records
 from contracts.adapters.kafka.connection import (
     FAILURES,
     MAX_REQUEST_BYTES,
@@ -33,8 +34,6 @@ from contracts.adapters.kafka.direct import Direct
 from contracts.errors import InvalidRequest, TransportError
 from contracts.settings import KafkaSettings
 
-PRODUCER_BATCH_BYTES = 256 * 1024  # 16 KiB, the library's default, costs a third of the throughput
-
 
 class Producer:
     """Publishes records with `acks=all`, idempotently; sends that pile up go out together."""
@@ -44,7 +43,7 @@ class Producer:
         self._producer: AIOKafkaProducer | None = None
         self._direct: Direct | None = None
         self._topics: set[str] = set()
-        self._partitions: dict[str, int] = {}
+        self._partitions: dict[str, list[Partition]] = {}
 
     async def open(self) -> None:
         """Connect. Raises TransportError when no broker answers."""
@@ -163,12 +162,11 @@ class Producer:
 
         None when that cannot be, and then nothing is sent: `publish_many` sees to it. `is_lone` is explained there.
         """
-        if partition >= self._partitions.get(topic, 0) or self._direct is None:
+        known = self._partitions.get(topic)
+        if known is None or partition >= len(known) or self._direct is None:
             return None
-        batches = list(self._batches(records))
-        return (
-            self._direct.send(batches[0], Partition(topic, partition), is_lone=is_lone) if len(batches) == 1 else None
-        )
+        batches = Records.fill(records)
+        return self._direct.send(batches[0], known[partition], is_lone=is_lone) if len(batches) == 1 else None
 
     async def settle(self, ack: asyncio.Future[Any], topic: str, *, timeout_seconds: float | None = 30.0) -> Ack:
         """Wait for what was posted to a topic. Errors as in `publish_many`."""
@@ -196,17 +194,19 @@ class Producer:
         nothing for other partitions is published in this turn of the event loop: what is leaves at once then, and what
         is nevertheless waits for its acknowledgement.
         """
-        if partition >= self._partitions.get(topic, 0):
-            await self._check_partition(topic, partition)
-        unsent: list[Any] = []
+        known = self._partitions.get(topic)
+        if known is None or partition >= len(known):
+            known = await self._check_partition(topic, partition)
+        direct = self._direct
+        unsent: list[Records] = []
         acks: list[asyncio.Future[Any]] = []
         try:
-            for batch in self._batches(records):
-                ack = None if unsent else self._send_now(batch, topic, partition, is_lone=is_lone)
+            for batch in Records.fill(records):
+                ack = None if unsent or direct is None else direct.send(batch, known[partition], is_lone=is_lone)
                 if ack is None:
                     unsent.append(batch)  # in order: nothing overtakes what has to be queued
                 else:
-                    acks.append(ack)
+                    acks.append(asyncio.shield(ack))
             async with asyncio.timeout(timeout_seconds):
                 for batch in unsent:
                     acks.append(await self._queue(batch, topic, partition))  # noqa: PERF401 - it waits for its turn
@@ -220,27 +220,6 @@ class Producer:
             return None
         return Ack(topic, partition, done[-1].offset, done[-1].timestamp or 0)
 
-    def _batches(self, records: Sequence[Outgoing]) -> Iterator[Any]:
-        """As few batches as the records fit into, in their order."""
-        position = 0
-        while position < len(records):
-            builder = self._live.create_batch()
-            taken = position
-            for record in records[position:] if position else records:
-                key = record[2] if len(record) > 2 else None  # noqa: PLR2004 - most have none
-                if builder.append(timestamp=None, key=key, value=record[0], headers=record[1]) is None:
-                    break
-                taken += 1
-            position = taken  # at least one further: a batch takes its first record whatever its size
-            yield builder
-
-    def _send_now(self, batch: Any, topic: str, partition: int, *, is_lone: bool) -> asyncio.Future[Any] | None:
-        """The future of a batch's acknowledgement, None when it must wait for its turn."""
-        if self._direct is None:
-            return None
-        future = self._direct.send(batch, Partition(topic, partition), is_lone=is_lone)
-        return None if future is None else asyncio.shield(future)
-
     async def _queue(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
         """Queue a batch behind the one before it, for as long as that takes: the library gives up sooner."""
         while True:
@@ -250,9 +229,9 @@ class Producer:
                 continue  # it was not queued
             return future
 
-    async def _check_partition(self, topic: str, partition: int) -> None:
-        """Raise TopicMissing for a partition that is not there: its batch would wait for a leader, and fail all others
-        that wait with it when the producer is rebuilt for its sake.
+    async def _check_partition(self, topic: str, partition: int) -> list[Partition]:
+        """All partitions of a topic. Raises TopicMissing for one that is not there: its batch would wait for a leader,
+        and fail all others that wait with it when the producer is rebuilt for its sake.
         """
         live = self._live
         count = await self.partitions(topic)
@@ -263,11 +242,13 @@ class Producer:
             except FAILURES as exc:
                 raise translate(exc, topic) from exc
             count = await self.partitions(topic)
+        known = [Partition(topic, number) for number in range(count)]
         if live is self._producer:
-            self._partitions[topic] = count
+            self._partitions[topic] = known
         if partition >= count:
             msg = f"{topic} has no partition {partition}"
             raise TopicMissing(msg)
+        return known
 
     async def send_and_wait(
         self,
@@ -284,12 +265,7 @@ class Producer:
         Errors as in `send`, and AckUnknown when none has come in time.
         """
         future = await self.send(topic, partition, value, headers, key)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                done = await asyncio.shield(future)
-        except FAILURES as exc:
-            raise _translate_send(exc, topic) from exc
-        return Ack(done.topic, done.partition, done.offset, done.timestamp or 0)
+        return await self.settle(future, topic, timeout_seconds=timeout_seconds)
 
 
 def _translate_send(exc: BaseException, topic: str) -> TransportError | InvalidRequest:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka_errors
@@ -29,7 +29,7 @@ from contracts.adapters.kafka.connection import (
     connection_options,
     translate,
 )
-from contracts.adapters.kafka.fetching import FETCH_BYTES, FETCH_WAIT_MS, Fetcher
+from contracts.adapters.kafka.fetching import FETCH_BYTES, FETCH_WAIT_MS, Deliver, Fetcher
 from contracts.adapters.kafka.salvage import Salvage, salvage
 from contracts.errors import TransportError
 from contracts.settings import KafkaSettings
@@ -40,6 +40,25 @@ _unreadable = (
     kafka_errors.UnsupportedCodecError,
     gzip.BadGzipFile,  # an OSError, as if the connection had failed
 )
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Our errors for what fetching and decoding may raise."""
+    try:
+        yield
+    except kafka_errors.OffsetOutOfRangeError as exc:
+        raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
+    except _unreadable as exc:
+        msg = f"a record cannot be read: {type(exc).__name__}"
+        raise UnreadableRecord(msg) from exc
+    except FAILURES as exc:
+        raise translate(exc, "fetching") from exc
+    except TransportError:
+        raise
+    except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
+        msg = f"a record cannot be read: {type(exc).__name__}"
+        raise UnreadableRecord(msg) from exc
 
 
 async def _stop(fetcher: Fetcher | None, consumer: AIOKafkaConsumer | None) -> None:
@@ -155,21 +174,16 @@ class Reader:
 
         Raises OffsetOutOfRange, UnreadableRecord and TransportError.
         """
-        try:
-            found = await self._reading.poll(partitions, max_records, timeout_ms)
-        except kafka_errors.OffsetOutOfRangeError as exc:
-            raise OffsetOutOfRange(exc.args[0] if exc.args else ()) from exc
-        except _unreadable as exc:
-            msg = f"a record cannot be read: {type(exc).__name__}"
-            raise UnreadableRecord(msg) from exc
-        except FAILURES as exc:
-            raise translate(exc, "fetching") from exc
-        except TransportError:
-            raise
-        except Exception as exc:  # the library decodes records here, and whatever stands in them may make it stumble
-            msg = f"a record cannot be read: {type(exc).__name__}"
-            raise UnreadableRecord(msg) from exc
-        return found
+        with _translated():
+            return await self._reading.poll(partitions, max_records, timeout_ms)
+
+    async def follow(self, deliver: Deliver, *, timeout_ms: int) -> None:
+        """Hand over whatever is fetched of all partitions for some time, at once when it comes.
+
+        Never cancel it: what was taken would be lost. `deliver` must not raise. Raises as `poll`.
+        """
+        with _translated():
+            await self._reading.follow(deliver, timeout_ms)
 
     async def salvage(self, partition: Partition, offset: int) -> Salvage | None:
         """Read around what `poll` cannot get past: the batch that holds `offset`, fetched by itself.
@@ -186,12 +200,12 @@ class Reader:
         )
         try:
             answer = await client.send(leader, wish)
-            (part,) = answer.parts
-            if part.error:
-                raise kafka_errors.for_code(part.error)
+            ((_, _, code, records),) = answer
+            if code:
+                raise kafka_errors.for_code(code)
         except FAILURES as exc:
             raise translate(exc, f"fetching offset {offset} of {partition.topic}") from exc
-        return salvage(bytes(part.records or b""), partition, offset)
+        return salvage(records, partition, offset)
 
     async def bounds(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
         """For each partition the first offset of its log and the one after its last."""

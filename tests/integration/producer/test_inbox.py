@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from contracts import keys, topics
 from contracts.adapters.kafka import Admin, Partition, Record, UnreadableRecord
+from contracts.adapters.kafka.fetching import Deliver
 from contracts.errors import Overloaded, TransportError
 from contracts.messages import ReplyAddress, ResponseBody, Status
 from deploy.embedded.processes import Server
@@ -136,7 +138,9 @@ async def test_a_failure_that_does_not_come_back_costs_no_record(
 ) -> None:
     async with InferenceClient(fleet.settings()) as client:
         reader = client._inbox._reader
-        poll, failures = reader.poll, [UnreadableRecord("in the batch"), UnreadableRecord("in the record")]
+        poll, follow = reader.poll, reader.follow
+        failures = [UnreadableRecord("in the batch"), UnreadableRecord("in the record")]
+        replaced = asyncio.Event()
 
         async def stumbles(*partitions: Partition, **options: int) -> dict[Partition, list[Record]]:
             found = await poll(*partitions, **options)
@@ -144,7 +148,18 @@ async def test_a_failure_that_does_not_come_back_costs_no_record(
                 raise failures.pop(0)
             return found
 
+        async def stumbles_on(deliver: Deliver, *, timeout_ms: int) -> None:
+            def stumble(found: dict[Partition, list[Record]]) -> None:
+                if failures:
+                    raise failures.pop(0)
+                deliver(found)
+
+            replaced.set()
+            await follow(stumble, timeout_ms=timeout_ms)
+
         monkeypatch.setattr(reader, "poll", stumbles)
+        monkeypatch.setattr(reader, "follow", stumbles_on)
+        await replaced.wait()
         responses = [await client.infer("echo", row(float(number))) for number in range(3)]
         assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [0.0, 1.0, 2.0]
         assert not failures
@@ -213,13 +228,17 @@ async def test_without_redis_requests_go_on_and_the_lease_is_taken_again(
 async def test_a_reader_that_fails_is_replaced_where_it_stood(
     fleet: Fleet, responder: Responder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fails(**_: object) -> None:
+    failed = asyncio.Event()
+
+    async def fails(*_: object, **__: object) -> None:
+        failed.set()
         raise TransportError("the connection is gone")
 
     async with InferenceClient(fleet.settings()) as client:
         await client.infer("echo", row())
         broken = client._inbox._reader
-        monkeypatch.setattr(broken, "poll", fails)
+        monkeypatch.setattr(broken, "follow", fails)
+        await failed.wait()
         responses = [await client.infer("echo", row(float(number))) for number in range(3)]
         assert [float(response["row"].to_numpy()[0, 0]) for response in responses] == [0.0, 1.0, 2.0]
         assert client._inbox._reader is not broken

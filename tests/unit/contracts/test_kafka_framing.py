@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,7 +16,9 @@ from aiokafka.conn import CloseReason
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.adapters.kafka import wire
 from contracts.adapters.kafka.framing import hear_at_once
+from contracts.adapters.kafka.wire import Exchange
 
 
 class Transport:
@@ -40,7 +46,9 @@ class Connection:
     def __init__(self) -> None:
         self._protocol = asyncio.Protocol()
         self._writer = Transport(self._protocol)
-        self._requests: list[object] = []
+        self._loop = SimpleNamespace(call_soon=lambda call, *arguments: self.later.append((call, arguments)))
+        self._requests: deque[object] = deque()
+        self.later: list[tuple[Callable[..., object], tuple[object, ...]]] = []
         self.frames: list[bytes] = []
         self.is_open = True
 
@@ -49,7 +57,7 @@ class Connection:
 
     def close(self, reason: object, exc: Exception) -> None:
         assert reason is CloseReason.CONNECTION_BROKEN
-        assert isinstance(exc, (IndexError, ValueError))
+        assert isinstance(exc, (IndexError, ValueError, struct.error))
         self.is_open = False
 
     def _handle_frame(self, frame: bytes) -> None:
@@ -108,3 +116,43 @@ def test_a_length_below_zero_ends_the_connection(length: int) -> None:
     connection.wire.receive(framed(b"asked") + length.to_bytes(4, "big", signed=True) + framed(b"more"))
     assert connection.frames == [b"asked"]
     assert not connection.is_open
+
+
+def asked(connection: Connection, number: int, request: Exchange) -> asyncio.Future[bytes]:
+    future = asyncio.Future[bytes](loop=asyncio.new_event_loop())
+    future.get_loop().close()
+    connection._requests.append((number, request, future))
+    return future
+
+
+def test_an_answer_to_one_of_ours_is_read_here_and_all_else_by_the_library() -> None:
+    connection, ours = heard(Connection()), Exchange(0, 3, b"", lambda data, at: data[at:])
+    first, second = asked(connection, 1, ours), asked(connection, 2, ours)
+    connection.wire.receive(framed(b"\0\0\0\1first"))
+    assert first.result() == b"first"
+    connection.wire.receive(framed(b"\0\0\0\7second"))  # the number of none that waits
+    second.cancel()
+    connection.wire.receive(framed(b"\0\0\0\2second"))
+    assert connection.frames == [b"\0\0\0\7second", b"\0\0\0\2second"]
+
+
+def test_what_an_answer_leads_to_goes_before_who_waits_for_its_end() -> None:
+    connection, known = heard(Connection()), list[bytes]()
+    future = asked(connection, 1, Exchange(1, 4, b"", lambda data, at: data[at:], known.append))
+    connection.wire.receive(framed(b"\0\0\0\1answer"))
+    assert known == [b"answer"]
+    assert not connection._requests
+    for _ in range(3):
+        assert not future.done()
+        ((call, arguments),) = connection.later
+        connection.later.clear()
+        call(*arguments)
+    assert future.result() == b"answer"
+
+
+def test_an_answer_of_ours_that_makes_no_sense_ends_the_connection() -> None:
+    connection = heard(Connection())
+    future = asked(connection, 1, Exchange(0, 3, b"", wire.ProduceAnswer.read))
+    connection.wire.receive(framed(b"\0\0\0\1short"))
+    assert not connection.is_open
+    assert not future.done()  # the library's connection tells who waits

@@ -26,10 +26,23 @@ def _grouped(fields: dict[TopicPartition, object]) -> list[tuple[str, list[tuple
     return list(topics.items())
 
 
-def _answer(body: bytes) -> io.BytesIO:
-    stream = io.BytesIO(b"\0\0\0\7" + body)
-    assert wire.Exchange(1, b"", wire.FetchAnswer).parse_response_header(stream).correlation_id == 7
-    return stream
+_HEAD = b"\0\0\0\x09\0\0\0\7"
+
+
+def test_the_library_reads_an_answer_through_its_request() -> None:
+    heard: list[object] = []
+    exchange = wire.Exchange(1, 4, b"", lambda data, at: data[at:], heard.append)
+    stream = io.BytesIO(b"\0\0\0\7answer")
+    assert exchange.parse_response_header(stream).correlation_id == 7
+    assert exchange.RESPONSE_TYPE.decode(stream) == b"answer"
+    assert heard == [b"answer"]
+
+
+@given(numbers, names)
+def test_a_frame_is_what_the_library_would_write(correlation_id: int, client: str) -> None:
+    exchange = wire.fetch([(TopicPartition("t", 1), 2)], wait_ms=3, most_bytes=4, most_of_each=5)
+    message = exchange.build_request_header(correlation_id, client).encode() + exchange.encode()
+    assert exchange.frame(correlation_id, client) == len(message).to_bytes(4) + message
 
 
 @given(wishes, numbers, numbers, numbers)
@@ -56,10 +69,10 @@ def test_a_fetch_answer_is_read_whatever_else_stands_in_it(
     parts: dict[TopicPartition, tuple[int, int, int, list[tuple[int, int]] | None, bytes | None]], throttle: int
 ) -> None:
     body = FetchResponse_v4(throttle, _grouped(dict(parts))).encode()
-    found = {(part.topic, part.partition): part for part in wire.FetchAnswer.decode(_answer(body)).parts}
+    found = {(topic, number): fields for topic, number, *fields in wire.read_fetched(_HEAD + body, len(_HEAD))}
     assert found.keys() == parts.keys()
     for partition, (code, _, _, _, records) in parts.items():
-        assert (found[partition].error, found[partition].records) == (code, records or b"")
+        assert found[partition] == [code, records or b""]
 
 
 produced = st.tuples(codes, offsets, offsets)
@@ -68,4 +81,5 @@ produced = st.tuples(codes, offsets, offsets)
 @given(st.dictionaries(st.builds(TopicPartition, names, numbers), produced, max_size=6), numbers)
 def test_a_produce_answer_is_read(parts: dict[TopicPartition, tuple[int, int, int]], throttle: int) -> None:
     topics = _grouped(dict(parts))
-    assert wire.ProduceAnswer.decode(_answer(ProduceResponse_v3(topics, throttle).encode())).topics == topics
+    body = ProduceResponse_v3(topics, throttle).encode()
+    assert wire.ProduceAnswer.read(_HEAD + body, len(_HEAD)).topics == topics

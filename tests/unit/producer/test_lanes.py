@@ -22,25 +22,41 @@ def make_waiter(value: bytes, partition: int = 0) -> Waiter:
 class Broker:
     """Takes batches as a producer does, and acknowledges them when told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_busy: bool) -> None:
+        """One that is busy takes nothing at once."""
+        self._is_busy = is_busy
         self.batches: list[tuple[int, list[bytes | None]]] = []
         self.error: Exception | None = None
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
+    def post(
+        self, topic: str, partition: int, records: Sequence[Outgoing], *, is_lone: bool
+    ) -> asyncio.Future[Ack] | None:
+        if self._is_busy:
+            return None
+        self.batches.append((partition, [record[0] for record in records]))
+        return asyncio.get_running_loop().create_future()
+
+    async def settle(self, ack: asyncio.Future[Ack], topic: str, *, timeout_seconds: float | None) -> None:
+        assert not ack.done()
+        await self._answer()
+
     async def publish_many(
         self, topic: str, partition: int, records: Sequence[Outgoing], *, timeout_seconds: float | None, is_lone: bool
-    ) -> Ack | None:
+    ) -> None:
         self.batches.append((partition, [record[0] for record in records]))
+        await self._answer()
+
+    async def _answer(self) -> None:
         await self.may_answer.wait()
         if self.error is not None:
             raise self.error
-        return None
 
 
-@pytest.fixture
-async def broker() -> Broker:
-    return Broker()
+@pytest.fixture(params=[False, True], ids=["at once", "in its turn"])
+async def broker(request: pytest.FixtureRequest) -> Broker:
+    return Broker(is_busy=request.param)
 
 
 @pytest.fixture
@@ -167,3 +183,19 @@ async def test_a_broker_that_stays_away_does_not_fill_the_memory(lanes: Lanes, b
     broker.may_answer.set()
     await lanes.close()
     assert broker.batches == [(0, [b"first"])]
+
+
+async def test_what_a_producer_cannot_even_begin_with_reaches_who_waits(
+    lanes: Lanes, broker: Broker, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post(*_: object, **__: object) -> None:
+        raise RuntimeError("no such header")
+
+    async def settle(ack: asyncio.Future[Ack], *_: object, **__: object) -> None:
+        await ack
+
+    monkeypatch.setattr(broker, "post", post)
+    monkeypatch.setattr(broker, "settle", settle)
+    with pytest.raises(TransportError, match="no such header"):
+        await lanes.put(make_waiter(b"a"))
+    assert failures == ["failed"]
