@@ -257,9 +257,9 @@ class Batcher:
             self._failures.too_large(deliveries, self._slots.input_bytes)
             return False
         steps = self._gate.steps(deliveries) if self._gate.is_shut else ()
+        now, rows = self._clock.monotonic(), 0
         self._send(Batch(slot, sequence, self._number, laid.rows, laid.regions, deliveries[0].parameters, steps))
         # In the same turn of the loop, but behind the batch: what waits for all this to be noted is the engine.
-        now, rows = self._clock.monotonic(), 0
         for delivery in deliveries:
             rows += delivery.rows
             delivery.launched = now
