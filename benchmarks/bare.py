@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -35,6 +35,12 @@ class Ceiling(NamedTuple):
     rows_per_s: float
     p50_ms: float
     p99_ms: float
+
+
+def mean(ceilings: Sequence[Ceiling]) -> Ceiling:
+    """The middle between measurements with as many rows."""
+    rows, *figures = (sum(values) / len(ceilings) for values in zip(*ceilings, strict=True))
+    return Ceiling(int(rows), *figures)
 
 
 class Bare:

@@ -4,7 +4,8 @@
 
 Real processes, embedded log, one row per request. Each load is measured between two measurements of the bare model with
 32 rows a batch, in a process of its own with as many threads, and compared with their mean: on a machine that others
-use too, a ratio to a ceiling of another minute would say nothing. Before all, the bare model with single rows.
+use too, a ratio to a ceiling of another minute would say nothing. The load of one request stands between two
+measurements of the bare model with single rows, too.
 
 - sim     8 ms a batch and 20 µs a row. Batches are limited to 32 rows, so a ratio can reach 1 but not exceed it.
 - mlp     a few microseconds a batch: rows per second and processor time per request are the path's own.
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import uvloop
 
 from benchmarks import minilm
-from benchmarks.bare import Ceiling, bare_process
+from benchmarks.bare import Ceiling, bare_process, mean
 from benchmarks.engine_models import BenchModel, names, prepare
 from benchmarks.harness import (
     control,
@@ -96,16 +97,18 @@ async def measure(model: BenchModel, seconds: float) -> Report:
         async with InferenceClient(bootstrap=stack.kafka_bootstrap, redis=stack.redis_url, inbox="bench") as client:
             load = ClosedLoop(client, model)
             cpu = partial(cpu_seconds, stack)
-            single = await bare.measure(1, _BARE_SECONDS)
             found = {}
             plain = Plain(stack.kafka_bootstrap, model)
             lone, echoes = [await plain.lone()], []
-            before = batched = await bare.measure(32, _BARE_SECONDS)
+            batched = await bare.measure(32, _BARE_SECONDS)
+            before, singles = batched, [await bare.measure(1, _BARE_SECONDS)]
             for in_flight in IN_FLIGHT:
                 if in_flight == IN_FLIGHT[-1]:
                     echoes.append(await plain.echoes())
                 warm, length = _times(model, in_flight, seconds, before)
                 window = await load.run(in_flight, warm, length, cpu)
+                if in_flight == 1:
+                    singles.append(await bare.measure(1, _BARE_SECONDS))
                 before, after = await bare.measure(32, _BARE_SECONDS), before
                 found[in_flight] = Measured(window, (before.rows_per_s + after.rows_per_s) / 2)
                 _say(model, found[in_flight])
@@ -113,7 +116,7 @@ async def measure(model: BenchModel, seconds: float) -> Report:
                     lone.append(await plain.lone())
             echoes.append(await plain.echoes())
             assert load.mixed == 0, f"{load.mixed} rows were answered with others"
-    return Report(model, single, batched, found, sum(lone) / len(lone), sum(echoes) / len(echoes))
+    return Report(model, mean(singles), batched, found, sum(lone) / len(lone), sum(echoes) / len(echoes))
 
 
 class Plain:

@@ -1,7 +1,8 @@
 """Fetch: read at once, or wait for the next append.
 
-A fetch that finds less than it wants is parked on its partitions. An append wakes those parked on its own partition and
-nobody else; the answer is put together in the loop's next turn, so that what arrived in one turn leaves in one answer.
+A fetch that finds less than it wants is parked on its partitions. An append gives notice to those parked on its own
+partition and to nobody else; they look again as soon as the whole request that appended is done, so that what a
+producer sent at once is fetched at once.
 """
 
 from __future__ import annotations
@@ -23,17 +24,45 @@ log = logging.getLogger(__name__)
 MAX_RESPONSE_BYTES = 16 << 20  # whatever a client asks for: what is under way to slow readers has to fit into memory
 
 
+class Noticed:
+    """Parked fetches that an append has given notice to."""
+
+    def __init__(self) -> None:
+        self._fetches: list[Fetch] = []
+        self._is_looking = False
+
+    def add(self, fetch: Fetch) -> None:
+        """Have a fetch look again."""
+        self._fetches.append(fetch)
+
+    def look_again(self) -> None:
+        """Let all look. An answer may set off the next request of its connection and so give more of them notice."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+        try:
+            while self._fetches:
+                self._fetches.pop().look_again()
+        except Exception:  # not the fault of who appended; the fetch ends with its time
+            log.exception("a waiting fetch could not be answered")
+        finally:
+            self._is_looking = False
+
+
 class Fetch:
     """One request and, until it is answered, its place among those who wait for its partitions."""
 
-    def __init__(self, request: Request, store: Store, faults: Faults, answer: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, request: Request, store: Store, faults: Faults, noticed: Noticed, answer: Callable[[bytes], None]
+    ) -> None:
         self._request = request
         self._store = store
         self._faults = faults
+        self._noticed = noticed
         self._answer = answer
         self._parked: list[Partition] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._turn: asyncio.Handle | None = None
+        self._has_notice = False
 
     def begin(self) -> None:
         """Answer if there is enough, or if there is anything to complain about; otherwise park."""
@@ -55,17 +84,20 @@ class Fetch:
         """Forget the request."""
         for partition in self._parked:
             partition.waiters.discard(self._notice)
-        for handle in (self._timer, self._turn):
-            if handle is not None:
-                handle.cancel()
+        self._parked.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def look_again(self) -> None:
+        """Answer if there is enough by now."""
+        self._has_notice = False
+        if self._parked:  # neither cancelled nor answered meanwhile
+            self._try(is_last=False)
 
     def _notice(self) -> None:
-        if self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self._look_again)
-
-    def _look_again(self) -> None:
-        self._turn = None
-        self._try(is_last=False)
+        if not self._has_notice:
+            self._has_notice = True
+            self._noticed.add(self)
 
     def _try(self, *, is_last: bool) -> bool:
         self._faults.begin()

@@ -43,18 +43,16 @@ _UNDIVIDED = {  # what is refused as a whole, because it has no parts
 
 
 class Handlers:
-    """Answers requests from the store."""
+    """Answers requests from the store. Produce is done by a method of its own, since its answer is written later."""
 
     def __init__(self, store: Store, faults: Faults, host: str, port: int) -> None:
         self._store = store
         self._faults = faults
         self._broker = {"node_id": NODE, "host": host, "port": port}
 
-    def handle(self, request: Request) -> bytes | None:
-        """The framed answer; None when the request wants none."""
+    def handle(self, request: Request) -> bytes:
+        """The framed answer to any other request."""
         self._faults.begin()
-        if request.api is Api.PRODUCE:
-            return self._produce(request)
         action: Callable[[Message], Fields] = getattr(self, request.api.name.lower())
         if request.api in _UNDIVIDED:
             fields = self._part(request.api, None, {}, action, request.body)
@@ -96,17 +94,20 @@ class Handlers:
 
     # records
 
-    def _produce(self, request: Request) -> bytes | None:
-        acks = request.body.acks
-        topics = [
-            (topic.name, [self._append(topic.name, part.index, part.records, acks) for part in topic.partition_data])
-            for topic in request.body.topic_data
-        ]
+    def produce(self, request: Request) -> list[tuple[str, list[Produced]]]:
+        """Append what a producer sent; what became of it by topic, nothing when it wants no answer."""
+        self._faults.begin()
+        acks, topics = request.body.acks, []
+        for topic in request.body.topic_data:
+            name, parts = topic.name, []
+            for part in topic.partition_data:
+                parts.append(self._append(name, part.index, part.records, acks))  # noqa: PERF401 - a frame less
+            topics.append((name, parts))
         if acks:
-            return wire.write_produced(request, topics)
+            return topics
         if any(part.error for _, parts in topics for part in parts):
             raise ProtocolError("a produce without acknowledgement failed, and this is the only way to tell")
-        return None
+        return []
 
     def _append(self, topic: str, index: int, records: bytes | None, acks: int) -> Produced:
         try:
@@ -114,13 +115,13 @@ class Handlers:
             partition = self._store.partition(topic, index)
             if acks < 0 and partition.config.min_insync_replicas > 1:
                 return Produced(index, ErrorCode.not_enough_replicas)
-            base_offset, append_time = partition.append(records or b"", self._store.clock.unix_ms())
+            appended = partition.append(records or b"", self._store.clock.unix_ms())
         except LogError as error:
             return Produced(index, error.code)
         except OSError as error:
             log.warning("append to %s/%s failed: %s", topic, index, error)
             return Produced(index, ErrorCode.kafka_storage_error)
-        return Produced(index, 0, base_offset, append_time, partition.start_offset)
+        return Produced(index, 0, appended.base_offset, appended.append_time, partition.start_offset)
 
     def list_offsets(self, body: Message) -> Fields:
         def find(topic: str, wish: Message) -> Fields:

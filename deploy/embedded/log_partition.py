@@ -72,19 +72,28 @@ class Segment:
 
     def append(self, batch: Batch, header: bytes, body: memoryview) -> None:
         """Write the whole batch or nothing: a piece that a full disk took is cut off again."""
-        if os.pwritev(self._file, (header, body), self.size) != batch.size:
-            os.ftruncate(self._file, self.size)
+        position, size = self.size, len(header) + len(body)
+        if size <= TAIL_BYTES:
+            tail = header + body
+            written = os.pwrite(self._file, tail, position)
+            self._tail = batch.base_offset, tail
+        else:
+            written = os.pwritev(self._file, (header, body), position)
+            self._tail = NOWHERE, b""
+        if written != size:
+            self._tail = NOWHERE, b""
+            os.ftruncate(self._file, position)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._index(batch)
-        self._tail = (batch.base_offset, header + body) if batch.size <= TAIL_BYTES else (NOWHERE, b"")
 
     def read(self, offset: int, max_bytes: int, *, whole_batch: bool) -> bytes | None:
         """Bytes from the batch that holds `offset` on, None when that lies behind the last.
 
         Only the last batch may be cut. The first is whole even beyond `max_bytes` if asked for, or nothing comes.
         """
-        if offset == self._tail[0] and len(self._tail[1]) <= max_bytes:
-            return self._tail[1]
+        first, tail = self._tail
+        if offset == first and len(tail) <= max_bytes:
+            return tail
         position = self._locate(offset)
         if position is None:
             return None
@@ -163,22 +172,22 @@ class Partition:
 
     def append(self, records: bytes, now_unix_ms: int) -> Appended:
         """Append the batch unless it is a repeat, wake who waits, and say where it lies."""
-        batch = accept(records)
-        if batch.attributes & COMPRESSION and not self.config.takes_compressed:  # Kafka would unpack it
+        batch, config, size = accept(records), self.config, len(records)
+        if batch.attributes & COMPRESSION and not config.takes_compressed:  # Kafka would unpack it
             raise LogError(ErrorCode.unsupported_compression_type, "this topic takes uncompressed batches only")
-        if batch.size > self.config.max_message_bytes:
-            raise LogError(ErrorCode.message_too_large, f"{batch.size} bytes are more than max.message.bytes")
+        if size > config.max_message_bytes:
+            raise LogError(ErrorCode.message_too_large, f"{size} bytes are more than max.message.bytes")
         if batch.producer_id >= 0 and (earlier := self._sequences.check(batch)):
             return earlier
-        append_time = now_unix_ms if self.config.log_append_time else None
-        placed, header = place(batch, records, self.end_offset, append_time)
-        if 0 < self._segments[-1].size > self.config.segment_bytes - batch.size:
+        offset, append_time = self.end_offset, now_unix_ms if config.log_append_time else None
+        placed, header = place(batch, records, offset, append_time)
+        if 0 < self._segments[-1].size > config.segment_bytes - size:
             self._roll()
         self._segments[-1].append(placed, header, memoryview(records)[HEADER.size :])
         self._sequences.record(placed)
-        self.end_offset = placed.next_offset
+        self.end_offset = offset + batch.record_count
         self._wake()
-        return Appended(placed.base_offset, NOWHERE if append_time is None else append_time)
+        return Appended(offset, NOWHERE if append_time is None else append_time)
 
     def read(self, offset: int, max_bytes: int, *, whole_batch: bool) -> bytes:
         """Stored bytes from `offset` on, none at the end of the log."""
@@ -186,6 +195,9 @@ class Partition:
             return b""
         if not self.start_offset <= offset < self.end_offset:
             raise LogError(ErrorCode.offset_out_of_range, f"{offset} is not in {self.start_offset}…{self.end_offset}")
+        newest = self._segments[-1]
+        if offset >= newest.base_offset:
+            return newest.read(offset, max_bytes, whole_batch=whole_batch) or b""
         first = bisect_right(self._segments, offset, key=lambda segment: segment.base_offset) - 1
         found = (segment.read(offset, max_bytes, whole_batch=whole_batch) for segment in self._segments[first:])
         return next((data for data in found if data is not None), b"")

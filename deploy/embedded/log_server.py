@@ -23,10 +23,10 @@ from contracts.clock import SystemClock
 from contracts.errors import ConfigurationError
 from contracts.service import Deadline, Loops, main, run_until_signal
 from deploy.embedded.log_faults import SOCKET_NAME, Faults, socket_path
-from deploy.embedded.log_fetch import Fetch
+from deploy.embedded.log_fetch import Fetch, Noticed
 from deploy.embedded.log_handlers import Handlers
 from deploy.embedded.log_store import Store
-from deploy.embedded.log_wire import Api, ProtocolError, read_request
+from deploy.embedded.log_wire import Api, ProtocolError, read_request, write_produced
 
 log = logging.getLogger(__name__)
 
@@ -96,29 +96,35 @@ class Connection(asyncio.Protocol):
         self._is_serving = False
 
     def _take(self, frame: bytes) -> None:
-        request = read_request(frame)
+        request, server = read_request(frame), self._server
         self._is_busy = True
         if request.api is Api.FETCH:
-            self._fetch = Fetch(request, self._server.store, self._server.faults, self._answer)
+            self._fetch = Fetch(request, server.store, server.faults, server.noticed, self._answer)
             self._fetch.begin()
+        elif request.api is Api.PRODUCE:
+            topics, seconds = server.handlers.produce(request), server.faults.settle()
+            server.noticed.look_again()  # who waits for a record comes before its producer
+            self._send_after(seconds, write_produced(request, topics) if topics else b"")
         else:
-            self._answer(self._server.handlers.handle(request), yields=request.api is Api.PRODUCE)
+            response, seconds = server.handlers.handle(request), server.faults.settle()
+            server.noticed.look_again()
+            self._send_after(seconds, response)
 
-    def _answer(self, response: bytes | None, *, yields: bool = False) -> None:
-        """Send an answer; one that `yields` lets those go first who wait for what was appended."""
+    def _answer(self, response: bytes) -> None:
         self._fetch = None
-        seconds = self._server.faults.settle()
+        self._send_after(self._server.faults.settle(), response)
+
+    def _send_after(self, seconds: float | None, response: bytes) -> None:
+        """Send an answer, late or never where a fault wants it so."""
         if seconds is None:
             self.close()
         elif seconds > 0:
             self._later = asyncio.get_running_loop().call_later(seconds, self._send, response)
-        elif yields:
-            self._later = asyncio.get_running_loop().call_soon(self._send, response)
         else:
             self._send(response)
 
-    def _send(self, response: bytes | None) -> None:
-        if response is not None:
+    def _send(self, response: bytes) -> None:
+        if response:
             self._transport.write(response)
         self._is_busy = False
         if not self._is_serving:
@@ -143,6 +149,7 @@ class LogServer:
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self.faults = Faults()
+        self.noticed = Noticed()
         self.connections: set[Connection] = set()
         self._folder, self._host, self._port = folder, host, port
         self._loops = Loops("embedded-log")

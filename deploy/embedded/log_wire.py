@@ -13,9 +13,10 @@ import io
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import cache
-from typing import Any, NamedTuple, Self, get_args, get_origin
+from functools import cache, lru_cache
+from typing import Any, Self, get_args, get_origin
 
+import msgspec
 from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
@@ -77,7 +78,7 @@ class ProtocolError(Exception):
     """Bytes that are no request this log can answer; the connection ends."""
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One request as it came; version -1 stands for one of ApiVersions that is not known."""
 
     api: Api
@@ -86,7 +87,7 @@ class Request(NamedTuple):
     body: Message
 
 
-class Produced(NamedTuple):
+class Produced(msgspec.Struct, frozen=True, gc=False):
     """What became of the batch for one partition."""
 
     partition: int
@@ -96,7 +97,7 @@ class Produced(NamedTuple):
     start_offset: int = NOWHERE
 
 
-class Fetched(NamedTuple):
+class Fetched(msgspec.Struct, frozen=True, gc=False):
     """What one partition has from the wanted offset on."""
 
     partition: int
@@ -148,7 +149,9 @@ def write_produced(request: Request, topics: Sequence[tuple[str, Sequence[Produc
     parts = [_SIZE.pack(len(topics))]
     for name, partitions in topics:
         parts.append(_topic(name, len(partitions)))
-        parts += [_PART.pack(*partition)[:size] + tail for partition in partitions]
+        for part in partitions:
+            packed = _PART.pack(part.partition, part.error, part.base_offset, part.append_time, part.start_offset)
+            parts += packed[:size], tail
     return _frame(request, (*parts, _NO_THROTTLE))
 
 
@@ -159,8 +162,10 @@ def write_fetched(request: Request, topics: Sequence[tuple[str, Sequence[Fetched
     parts = [_NO_THROTTLE, _SESSION.pack(error, 0) if version >= _FETCH_WITH_SESSION else b"", _SIZE.pack(len(topics))]
     for name, partitions in topics:
         parts.append(_topic(name, len(partitions)))
-        for index, code, end, start, records in partitions:
-            parts += (_PART.pack(index, code, end, end, start)[:size], tail, _SIZE.pack(len(records)), records)
+        for part in partitions:
+            end, records = part.end_offset, part.records
+            packed = _PART.pack(part.partition, part.error, end, end, part.start_offset)
+            parts += packed[:size], tail, _SIZE.pack(len(records)), records
     return _frame(request, parts)
 
 
@@ -168,6 +173,7 @@ def _frame(request: Request, parts: Sequence[bytes]) -> bytes:
     return b"".join((_FRAME.pack(sum(map(len, parts)) + 4, request.correlation_id), *parts))
 
 
+@lru_cache(1024)
 def _topic(name: str, count: int) -> bytes:
     raw = name.encode()
     return struct.pack(f">h{len(raw)}si", len(raw), raw, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import subprocess
 import sys
@@ -17,7 +18,17 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.embedded.processes import Server
 from deploy.embedded.servers import start_embedded_log
-from tests.contract.log_raw import FETCH, FETCH_VERSION, METADATA, RawClient, fetch_fields, make_batch, split_batches
+from tests.contract.log_raw import (
+    FETCH,
+    FETCH_VERSION,
+    METADATA,
+    PRODUCE,
+    PRODUCE_VERSION,
+    RawClient,
+    fetch_fields,
+    make_batch,
+    split_batches,
+)
 from tests.contract.log_sessions import Clients, read
 from tests.helpers import unique_name, wait_until
 from tests.log_faults import log_faults
@@ -120,6 +131,38 @@ async def test_kill_9_in_mid_append_loses_nothing_that_was_acknowledged(own_log:
     assert set(acknowledged) <= set(bases)
     assert all(batch.is_intact for batch in stored)
     assert len(bases) - len(acknowledged) <= 3  # at most the one in flight at each kill
+
+
+async def test_a_waiting_fetch_is_answered_with_all_that_one_request_appended(log: Server) -> None:
+    async with Clients(log.address) as clients:
+        topic = await clients.topic(partitions=2)
+    with RawClient(log.address) as consumer, RawClient(log.address) as producer:
+        consumer.send(FETCH, FETCH_VERSION, fetch_fields(topic, 0, 0, max_wait_ms=10_000))
+        producer.produce(topic, make_batch([b"a"]), make_batch([b"b"]))
+        parts = consumer.receive(FETCH, FETCH_VERSION).responses[0].partitions
+    assert [len(split_batches(part.records)) for part in parts] == [1, 1]
+
+
+async def test_answers_that_set_off_further_requests_reach_the_last_who_waits(log: Server) -> None:
+    """Each client waits for a record and has sent the record of the next one already, right behind its fetch."""
+    length = 250
+    async with Clients(log.address) as clients:
+        topic = await clients.topic(partitions=length + 1)
+    with contextlib.ExitStack() as stack:
+        chain = [stack.enter_context(RawClient(log.address)) for _ in range(length)]
+        for number, client in enumerate(chain):
+            part = {"partition": number, "fetch_offset": 0, "partition_max_bytes": 1 << 20}
+            fields = fetch_fields(topic, 0, max_wait_ms=20_000)
+            client.send(FETCH, FETCH_VERSION, {**fields, "topics": [{"topic": topic, "partitions": [part]}]})
+            record = {"index": number + 1, "records": make_batch([b"%d" % number])}
+            wanted = {"acks": -1, "topic_data": [{"name": topic, "partition_data": [record]}]}
+            client.send(PRODUCE, PRODUCE_VERSION, wanted)
+        stack.enter_context(RawClient(log.address)).produce(topic, make_batch([b"first"]))
+        for client in chain:
+            for correlation, api, version in ((1, FETCH, FETCH_VERSION), (2, PRODUCE, PRODUCE_VERSION)):
+                client.correlation = correlation
+                client.receive(api, version)
+        assert len(split_batches(chain[0].fetch(topic, *[0] * (length + 1))[length].records)) == 1
 
 
 def test_another_address_than_loopback_is_refused(tmp_path: Path) -> None:

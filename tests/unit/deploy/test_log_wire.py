@@ -50,7 +50,7 @@ def read_answer(api: int, version: int, framed: bytes) -> Any:
 @pytest.mark.parametrize(("api", "version"), EVERY_VERSION)
 def test_every_advertised_version_is_read_and_answered(api: Api, version: int) -> None:
     request = read_request(frame_of(api, version, {}))
-    assert request[:3] == (api, version, CORRELATION)
+    assert (request.api, request.version, request.correlation_id) == (api, version, CORRELATION)
     if api is Api.PRODUCE:
         framed = write_produced(request, [("t", [Produced(3, 0, 1, 2, 0), Produced(4, ErrorCode.corrupt_message)])])
         (topic,) = read_answer(api, version, framed).responses
