@@ -4,7 +4,8 @@ The partition is assigned and positioned at its end *before* the first request g
 behind the position. The lease only keeps two clients from reading each other's mail, which costs time and harms nobody:
 when it is lost, new requests name another partition and the old one is read until its last request has ended.
 
-The poll is never cancelled, because what it took would be lost; it looks at a flag between two short polls. Positions
+Responses reach their callers in the turn of the loop in which they arrive; the task that reads only sees to what goes
+wrong. It is never cancelled, because what it took would be lost; it looks at a flag between two short waits. Positions
 are counted here, so a reader that fails or hangs is replaced without losing or repeating a response, for as long as it
 takes: how long anyone waits is decided by the ttl alone.
 

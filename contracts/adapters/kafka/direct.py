@@ -2,10 +2,10 @@
 
 The library's queue wakes a task, which starts another that sends: half a dozen turns of the event loop for a lone
 request. Here the queue is emptied in the loop's next turn, so that what comes in one turn leaves in one request, or at
-once for a lone batch, and written to the connection there and then. The batches are numbered by the library, and broker
-and partitions are marked as busy, so what comes meanwhile gathers in its queue. Whatever is out of the ordinary is left
-to the library: a leader that is not known or not connected, and the next attempt after one that failed, under the same
-number.
+once for a lone batch, and written to the connection there and then. The batches are numbered from the library's count,
+and broker and partitions are marked as busy, so what comes meanwhile gathers in its queue. Whatever is out of the
+ordinary is left to the library: a leader that is not known or not connected, and the next attempt after one that
+failed, under the same number.
 """
 
 from __future__ import annotations

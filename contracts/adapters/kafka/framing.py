@@ -1,7 +1,9 @@
 """Answers handed on as they arrive, in place of the task with which the library reads each of its connections.
 
 That task waits for four bytes, then for as many as they say: each wait is a future and a turn of the event loop, on
-the way of every request and of every answer to it. Here a frame is taken apart where the event loop delivers it.
+the way of every request and of every answer to it. Here a frame is taken apart where the event loop delivers it, and
+an answer to a request of our own is read from it there. All others are the library's, and so are the connection's
+numbers, the order of its answers and its end.
 """
 
 from __future__ import annotations
