@@ -125,7 +125,7 @@ def read_request(frame: bytes) -> Request:
         key, version, correlation_id = _HEAD.unpack_from(frame)
         api = _APIS[key]
         if api.lowest <= version <= api.highest:
-            read_header, read_body = _readers(api, version)
+            read_header, read_body = _readers(key, version)  # by the number: an enum's hash is Python code
             body, _ = read_body(frame, read_header(frame, 0)[1])
             return Request(api, version, correlation_id, body)
     except (struct.error, KeyError, ValueError, SerialError) as error:
