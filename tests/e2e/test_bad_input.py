@@ -346,8 +346,7 @@ async def test_a_burst_of_a_hundred_thousand_tiny_requests_is_answered(fleet: Fl
     fleet.responses.clear()
     await asyncio.gather(*(publish(partition) for partition in range(PARTITIONS)))
     await wait_until(lambda: len(fleet.responses) == PARTITIONS * count, "not all were answered", timeout=80)
-    answers = [answer for answers in fleet.responses.values() for answer in answers]
-    assert {answer.status for answer in answers} == {Status.OK}
-    assert len(answers) == PARTITIONS * count
+    odd = {name: got for name, got in fleet.responses.items() if [answer.status for answer in got] != [Status.OK]}
+    assert odd == {}
     fleet.responses.clear()
     await fleet.good()
