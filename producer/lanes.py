@@ -91,9 +91,11 @@ class Lanes:
 
         The first batch leaves before there is a task, which has only to wait for its acknowledgement.
         """
+        if lane.task is not None:
+            return  # the closing was quicker, and the task takes what has come since
         load = lane.take()
         if load is None:
-            return  # begun already
+            return  # the closing was quicker, and nothing has come since
         records, sent = _next_batch(load[0]), None
         try:
             if records:

@@ -199,3 +199,19 @@ async def test_what_a_producer_cannot_even_begin_with_reaches_who_waits(
     with pytest.raises(TransportError, match="no such header"):
         await lanes.put(make_waiter(b"a"))
     assert failures == ["failed"]
+
+
+async def test_what_comes_in_the_turn_of_the_closing_waits_for_what_is_being_sent(lanes: Lanes, broker: Broker) -> None:
+    broker.may_answer.clear()
+    acks = [lanes.put(make_waiter(b"a"))]
+    closing = lanes.close()
+    closing.send(None)  # its first step, before the lane's own turn
+    acks.append(lanes.put(make_waiter(b"b")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert broker.batches == [(0, [b"a"])]
+    broker.may_answer.set()
+    await asyncio.gather(*acks)
+    assert broker.batches == [(0, [b"a"]), (0, [b"b"])]
+    assert not lanes._lanes
+    closing.close()
