@@ -40,13 +40,12 @@ class Noticed:
         if self._is_looking:
             return
         self._is_looking = True
-        try:
-            while self._fetches:
+        while self._fetches:
+            try:
                 self._fetches.pop().look_again()
-        except Exception:  # not the fault of who appended; the fetch ends with its time
-            log.exception("a waiting fetch could not be answered")
-        finally:
-            self._is_looking = False
+            except Exception:  # not the fault of who appended, nor of the others; the fetch ends with its time
+                log.exception("a waiting fetch could not be answered")
+        self._is_looking = False
 
 
 class Fetch:

@@ -94,8 +94,8 @@ class Handlers:
 
     # records
 
-    def produce(self, request: Request) -> list[tuple[str, list[Produced]]]:
-        """Append what a producer sent; what became of it by topic, nothing when it wants no answer."""
+    def produce(self, request: Request) -> list[tuple[str, list[Produced]]] | None:
+        """Append what a producer sent; what became of it by topic, None when it wants no answer."""
         self._faults.begin()
         acks, topics = request.body.acks, []
         for topic in request.body.topic_data:
@@ -107,7 +107,7 @@ class Handlers:
             return topics
         if any(part.error for _, parts in topics for part in parts):
             raise ProtocolError("a produce without acknowledgement failed, and this is the only way to tell")
-        return []
+        return None
 
     def _append(self, topic: str, index: int, records: bytes | None, acks: int) -> Produced:
         try:

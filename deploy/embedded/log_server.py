@@ -102,9 +102,11 @@ class Connection(asyncio.Protocol):
             self._fetch = Fetch(request, server.store, server.faults, server.noticed, self._answer)
             self._fetch.begin()
         elif request.api is Api.PRODUCE:
-            topics, seconds = server.handlers.produce(request), server.faults.settle()
-            server.noticed.look_again()  # who waits for a record comes before its producer
-            self._send_after(seconds, write_produced(request, topics) if topics else b"")
+            try:
+                topics, seconds = server.handlers.produce(request), server.faults.settle()
+            finally:
+                server.noticed.look_again()  # who waits for a record comes before its producer
+            self._send_after(seconds, b"" if topics is None else write_produced(request, topics))
         else:
             response, seconds = server.handlers.handle(request), server.faults.settle()
             server.noticed.look_again()

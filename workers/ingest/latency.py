@@ -8,8 +8,9 @@ filled up to a size. A single odd batch moves a mean by little.
 
 Before the first batch the table may be seeded with what an engine measured on made-up inputs. A bucket's seed counts
 until it has real samples enough; from then on the seeds of the others are scaled by what the nearest such bucket turned
-out to take, since made-up inputs say better how sizes compare than how long real requests take. Seeds alone never
-refuse work.
+out to take, since made-up inputs say better how sizes compare than how long real requests take; but never beyond what
+the measured ones allow: a batch takes no longer than a larger one, or than the smaller ones that its rows would fill.
+Seeds are few, and one taken while the machine was busy must not turn everything away. Seeds alone never refuse work.
 
 Predictions may be used to refuse work only while they are fresh. Refused work is never measured, so an estimate that
 became too high by accident would refuse everything for ever; once no batch has run for `STALE_SECONDS`, the next one
@@ -149,7 +150,8 @@ class LatencyTable:
         self._is_measured = bool(measured)
         for index in self._seeds.keys() - set(measured):
             scale, (typical, long) = self._scale(index, measured), self._seeds[index]
-            self._means[index], self._p99s[index] = typical * scale, long * scale
+            self._means[index] = min(typical * scale, self._most(self._means, index, measured))
+            self._p99s[index] = min(long * scale, self._most(self._p99s, index, measured))
         known = sorted({*measured, *self._seeds})
         self.is_known = bool(known)
         for index in range(len(self._seen)):
@@ -167,6 +169,11 @@ class LatencyTable:
             return 1.0
         nearest = min(both, key=lambda other: abs(other - index))
         return self._means[nearest] / self._seeds[nearest][0]
+
+    def _most(self, seconds: list[float], index: int, measured: list[int]) -> float:
+        """What a batch takes at most, by what those measured did."""
+        sizes = self.buckets.sizes
+        return min((seconds[other] * max(1.0, sizes[index] / sizes[other]) for other in measured), default=math.inf)
 
     def _estimate(self, index: int, known: list[int]) -> float:
         """Seconds for an unseen bucket, on the hopeful side: what is never tried is never learned."""

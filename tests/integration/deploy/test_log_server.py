@@ -143,6 +143,19 @@ async def test_a_waiting_fetch_is_answered_with_all_that_one_request_appended(lo
     assert [len(split_batches(part.records)) for part in parts] == [1, 1]
 
 
+async def test_what_a_refused_request_did_append_reaches_who_waits(log: Server) -> None:
+    """Without acknowledgements the only way to refuse a part is to hang up."""
+    async with Clients(log.address) as clients:
+        topic = await clients.topic()
+    with RawClient(log.address) as consumer, RawClient(log.address) as producer:
+        consumer.send(FETCH, FETCH_VERSION, fetch_fields(topic, 0, max_wait_ms=60_000))
+        parts = [{"index": index, "records": make_batch([b"a"])} for index in (0, 7)]  # there is no partition 7
+        wanted = {"acks": 0, "topic_data": [{"name": topic, "partition_data": parts}]}
+        producer.send(PRODUCE, PRODUCE_VERSION, wanted)
+        part = consumer.receive(FETCH, FETCH_VERSION).responses[0].partitions[0]
+    assert len(split_batches(part.records)) == 1
+
+
 async def test_answers_that_set_off_further_requests_reach_the_last_who_waits(log: Server) -> None:
     """Each client waits for a record and has sent the record of the next one already, right behind its fetch."""
     length = 250

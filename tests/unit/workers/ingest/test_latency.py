@@ -110,6 +110,32 @@ def test_real_batches_replace_their_seed_and_scale_the_others() -> None:
     assert known.mean(1) == pytest.approx(0.004)
 
 
+@given(
+    st.dictionaries(st.sampled_from(bucket_sizes(64)), st.lists(st.floats(0, 10), min_size=1, max_size=3)),
+    st.sampled_from(bucket_sizes(64)),
+    st.floats(1e-6, 1.0),
+)
+def test_no_seed_makes_a_batch_longer_than_the_measured_ones_that_hold_its_rows(
+    seeds: dict[int, list[float]], size: int, seconds: float
+) -> None:
+    known = LatencyTable(Buckets(bucket_sizes(64)))
+    known.seed(seeds)
+    for _ in range(MIN_SAMPLES):
+        known.observe(0.0, size, seconds)
+    for rows in seeds:
+        most = seconds * max(1.0, rows / size) * 1.000001
+        assert known.mean(rows) <= most
+        assert known.p99(rows) <= most
+
+
+def test_a_seed_taken_in_a_bad_moment_turns_nobody_away() -> None:
+    known = LatencyTable(Buckets(bucket_sizes(64)))
+    known.seed({1: [0.00002] * 3, 32: [0.03] * 3})  # it takes 60 µs; the machine was busy with something else
+    for _ in range(MIN_SAMPLES):
+        known.observe(0.0, 1, 0.06)  # and so are real requests, which were slower than made-up ones
+    assert known.mean(32) <= 0.06 * 32
+
+
 @given(st.floats(0.001, 0.02), st.floats(0.00001, 0.0005), st.integers(0, 1 << 30))
 def test_batches_between_two_sizes_take_what_lies_between(fixed: float, per_row: float, seed: int) -> None:
     dice, known = random.Random(seed), LatencyTable(Buckets(bucket_sizes(64)))
