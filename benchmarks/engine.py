@@ -4,8 +4,9 @@
 
 Real processes, embedded log, one row per request. Each load is measured between two measurements of the bare model with
 32 rows a batch, in a process of its own with as many threads, and compared with their mean: on a machine that others
-use too, a ratio to a ceiling of another minute would say nothing. The load of one request stands between two
-measurements of the bare model with single rows, too.
+use too, a ratio to a ceiling of another minute would say nothing. One request at a time is measured in several short
+windows for the same reason, each between two measurements of the bare model with single rows: what it waits longer is
+the median of the windows.
 
 - sim     8 ms a batch and 20 µs a row. Batches are limited to 32 rows, so a ratio can reach 1 but not exceed it.
 - mlp     a few microseconds a batch: rows per second and processor time per request are the path's own.
@@ -21,15 +22,17 @@ build/bench/engine.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import NamedTuple
 
 import uvloop
 
 from benchmarks import minilm
-from benchmarks.bare import Ceiling, bare_process, mean
+from benchmarks.bare import Bare, Ceiling, bare_process, mean
 from benchmarks.engine_models import BenchModel, names, prepare
 from benchmarks.harness import (
     control,
@@ -47,7 +50,9 @@ from producer.client import InferenceClient
 IN_FLIGHT = (1, 16, 32, 64, 256)
 _BARE_SECONDS = 1.0
 _PLAIN_WARM_UP = 50
-_LONE_REQUESTS = 400
+_LONE_REQUESTS = 150
+_LONE_ROUNDS = 5
+_LONE_BARE_SECONDS = 0.4
 _ECHOES = 30_000
 _LEAST_BATCHES = 12  # in the window and, at the deepest load, ahead of it
 
@@ -72,20 +77,40 @@ class Report(NamedTuple):
     single: Ceiling
     batched: Ceiling
     loads: dict[int, Measured]
-    plain_ms: float
-    """Median of a lone request to the plain worker."""
+    lone: Lone
     echo_per_s: float
     """What the plain worker echoes per second at 256 in flight."""
 
-    @property
-    def idle_added_ms(self) -> float:
-        """What a lone request waits beyond the bare call, median against median."""
-        return self.loads[1].window.latency_ms(50) - self.single.p50_ms
+
+class Lone(NamedTuple):
+    """One request at a time: windows with the bare call between them."""
+
+    windows: list[Window]
+    plain_ms: list[float]
+    """Medians of the plain worker, beside each window."""
+    bare: list[Ceiling]
+    """The bare call before the first window and after each."""
 
     @property
-    def plain_added_ms(self) -> float:
+    def window(self) -> Window:
+        """All windows as one."""
+        answers = [answer for window in self.windows for answer in window.answers]
+        cpu = {name: sum(window.cpu[name] for window in self.windows) for name in self.windows[0].cpu}
+        return Window(1, sum(window.seconds for window in self.windows), answers, cpu)
+
+    @property
+    def added_ms(self) -> list[float]:
+        """What a lone request waits beyond the bare call, median against median, by window."""
+        return self._beyond_bare([window.latency_ms(50) for window in self.windows])
+
+    @property
+    def plain_added_ms(self) -> list[float]:
         """The same of the plain worker."""
-        return self.plain_ms - self.single.p50_ms
+        return self._beyond_bare(self.plain_ms)
+
+    def _beyond_bare(self, found: list[float]) -> list[float]:
+        pairs = zip(found, itertools.pairwise(self.bare), strict=True)
+        return [value - (before.p50_ms + after.p50_ms) / 2 for value, (before, after) in pairs]
 
 
 async def measure(model: BenchModel, seconds: float) -> Report:
@@ -98,25 +123,34 @@ async def measure(model: BenchModel, seconds: float) -> Report:
             load = ClosedLoop(client, model)
             cpu = partial(cpu_seconds, stack)
             found = {}
-            plain = Plain(stack.kafka_bootstrap, model)
-            lone, echoes = [await plain.lone()], []
-            batched = await bare.measure(32, _BARE_SECONDS)
-            before, singles = batched, [await bare.measure(1, _BARE_SECONDS)]
-            for in_flight in IN_FLIGHT:
+            plain, echoes = Plain(stack.kafka_bootstrap, model), []
+            lone = await _one_by_one(load, plain, bare, seconds, cpu)
+            before = batched = await bare.measure(32, _BARE_SECONDS)
+            found[1] = Measured(lone.window, batched.rows_per_s)
+            _say(model, found[1])
+            for in_flight in IN_FLIGHT[1:]:
                 if in_flight == IN_FLIGHT[-1]:
                     echoes.append(await plain.echoes())
                 warm, length = _times(model, in_flight, seconds, before)
                 window = await load.run(in_flight, warm, length, cpu)
-                if in_flight == 1:
-                    singles.append(await bare.measure(1, _BARE_SECONDS))
                 before, after = await bare.measure(32, _BARE_SECONDS), before
                 found[in_flight] = Measured(window, (before.rows_per_s + after.rows_per_s) / 2)
                 _say(model, found[in_flight])
-                if in_flight == 1:
-                    lone.append(await plain.lone())
             echoes.append(await plain.echoes())
             assert load.mixed == 0, f"{load.mixed} rows were answered with others"
-    return Report(model, mean(singles), batched, found, sum(lone) / len(lone), sum(echoes) / len(echoes))
+    return Report(model, mean(lone.bare), batched, found, lone, sum(echoes) / len(echoes))
+
+
+async def _one_by_one(
+    load: ClosedLoop, plain: Plain, bare: Bare, seconds: float, cpu: Callable[[], dict[str, float]]
+) -> Lone:
+    """Short windows in turn with the bare call and the plain worker."""
+    lone = Lone([], [], [await bare.measure(1, _LONE_BARE_SECONDS)])
+    for _ in range(_LONE_ROUNDS):
+        lone.windows.append(await load.run(1, seconds / 20, 1.5 * seconds / _LONE_ROUNDS, cpu))
+        lone.plain_ms.append(await plain.lone())
+        lone.bare.append(await bare.measure(1, _LONE_BARE_SECONDS))
+    return lone
 
 
 class Plain:
@@ -182,8 +216,18 @@ def _details(report: Report) -> dict[str, object]:
         parts = {part: round(window.part_ms(part), 3) for part in ("queued", "batched", "computed", "returned")}
         row = row_of(report.model, measured) | {"ceiling_32": round(measured.ceiling, 1), "cpu_us": used}
         loads.append(row | {"p50_parts_ms": parts, "batches": window.batches()})
-    plain = {"p50_ms_1": report.plain_ms, "echoes_per_s_256": report.echo_per_s}
-    return {"plain": plain, "bare_1": report.single._asdict(), "bare_32": report.batched._asdict(), "loads": loads}
+    lone = {
+        "added_ms": [round(value, 3) for value in report.lone.added_ms],
+        "plain_added_ms": [round(value, 3) for value in report.lone.plain_added_ms],
+    }
+    plain = {"p50_ms_1": report.lone.plain_ms, "echoes_per_s_256": report.echo_per_s}
+    return {
+        "lone": lone,
+        "plain": plain,
+        "bare_1": report.single._asdict(),
+        "bare_32": report.batched._asdict(),
+        "loads": loads,
+    }
 
 
 def key_figures(reports: Sequence[Report]) -> dict[str, object]:
@@ -204,9 +248,9 @@ def key_figures(reports: Sequence[Report]) -> dict[str, object]:
             found["tiny_over_echo_256"] = round(loads[256].window.rows_per_s / report.echo_per_s, 3)
         else:
             found["minilm_ratio_64"] = round(loads[64].ratio, 3)
-    slowest = max(reports, key=lambda report: report.idle_added_ms)
-    found["idle_added_ms_p50"] = round(slowest.idle_added_ms, 3)
-    found["plain_added_ms_p50"] = round(slowest.plain_added_ms, 3)
+    slowest = max((report.lone for report in reports), key=lambda lone: median(lone.added_ms))
+    found["idle_added_ms_p50"] = round(median(slowest.added_ms), 3)
+    found["plain_added_ms_p50"] = round(median(slowest.plain_added_ms), 3)
     return found
 
 
@@ -225,8 +269,10 @@ def _print(reports: Sequence[Report], figures: dict[str, object]) -> None:
         [
             {
                 "lone": report.model.spec.name,
-                "added_ms": round(report.idle_added_ms, 3),
-                "plain_added_ms": round(report.plain_added_ms, 3),
+                "added_ms": round(median(report.lone.added_ms), 3),
+                "least": round(min(report.lone.added_ms), 3),
+                "most": round(max(report.lone.added_ms), 3),
+                "plain_added_ms": round(median(report.lone.plain_added_ms), 3),
                 "echoes_per_s_256": round(report.echo_per_s, 1),
             }
             for report in reports
