@@ -125,7 +125,7 @@ class Kit:
 
     backend: Any
     write: Callable[[Path], None]
-    library: str
+    package: str
 
     streams: Callable[[Path], dict[str, str]] | None = None
     """Writes the model that yields, and says what its spec has besides."""
@@ -135,7 +135,7 @@ class Kit:
         return ModelContext(ModelSpec.model_validate(spec), folder)
 
     def new(self) -> Backend:
-        pytest.importorskip(self.library, reason=f"{self.library} is not installed")
+        pytest.importorskip(self.package, reason=f"{self.package} is not installed")
         return new_backend(self.backend)
 
 
